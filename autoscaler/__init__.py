@@ -1,0 +1,1 @@
+"""Demand in, replica counts and reasons out. Pure: state, samples and the clock are arguments."""

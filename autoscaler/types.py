@@ -1,0 +1,125 @@
+"""The autoscaler's nouns: what is asked of it (ScalingPolicy), what it is shown (Sample), what it says
+(Recommendation).
+
+Times are seconds on the caller's clock; rates are requests per second; percentages are 0 to 100 (CPU may exceed it).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+MetricName = Literal["cpu", "memory", "deviceMemory", "concurrency"]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricTarget:
+    name: MetricName
+    target: float
+    """Mean over ready replicas: percent, or requests in flight and queued a replica for concurrency."""
+
+
+@dataclass(frozen=True, slots=True)
+class RatePolicy:
+    """HPA v2 scaling policy: at most `value` replicas (Pods) or percent of replicas (Percent) in `period_s` seconds."""
+
+    type: Literal["Pods", "Percent"]
+    value: int
+    period_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """One direction of HPA v2's behavior, defaults filled in."""
+
+    stabilization_s: float
+    select: Literal["Max", "Min", "Disabled"]
+    policies: tuple[RatePolicy, ...]
+    tolerance: float
+    """Fraction of the current count by which the wanted count must differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class Behavior:
+    up: Rules
+    down: Rules
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingPolicy:
+    """What the operator wants of one model."""
+
+    min_replicas: int
+    max_replicas: int
+    target_qps: float | None
+    """Requests per second a ready replica; None: QPS does not decide."""
+    mode: Literal["honour", "learn"]
+    metrics: tuple[MetricTarget, ...]
+    behavior: Behavior
+    idle_s: float
+    """With min_replicas 0: seconds without a request or one in flight after which the count goes to zero."""
+    concurrency_limit: int = 0
+    """Requests in flight to one replica at most; 0 is unbounded."""
+    fixed_replicas: int | None = None
+    """Set by hand: the recommendation is this count, the signals are still told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Supply:
+    """Replicas of the model at this moment."""
+
+    ready: int
+    starting: int
+    """Placed and not ready yet, those in back-off included: capacity to come."""
+    draining: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What was measured since the last sample. None means missing, never zero."""
+
+    dt: float
+    """Seconds the gateway's figures cover."""
+    arrivals: int | None
+    """Requests that arrived in dt; None when no gateway worker reported."""
+    completions: int | None = None
+    in_flight: float | None = None
+    """Mean over dt, all replicas together."""
+    queued: float | None = None
+    """Mean over dt."""
+    queued_now: int = 0
+    cpu: tuple[float, ...] = ()
+    """Percent per ready replica that could be measured."""
+    memory: tuple[float, ...] = ()
+    device_memory: tuple[float, ...] = ()
+    wake: bool = False
+    """A request waits and no endpoint is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class SignalReading:
+    """One signal's say."""
+
+    name: str
+    """qps, concurrency, cpu, memory, deviceMemory or queue."""
+    value: float | None
+    """Measured, over all replicas (rates, concurrency) or the mean of them (percentages); None when missing."""
+    target: float
+    """A replica."""
+    replicas: int | None
+    """Wanted by this signal alone, None when missing."""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """How many replicas a model should have (starting ones counted), and why."""
+
+    replicas: int
+    previous: int
+    """Ready and starting at the time."""
+    signal: str
+    """What decided: a signal's name, or min, max, fixed, idle, wake, hold, stabilization, behavior, tolerance."""
+    readings: tuple[SignalReading, ...] = ()
+    reasons: tuple[str, ...] = field(default=())
+    """In words, in the order applied."""

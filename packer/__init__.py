@@ -1,0 +1,1 @@
+"""Places GPU slices so that what is left over stays useful. Pure: an explicit inventory in, placements out."""

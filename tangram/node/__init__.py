@@ -1,0 +1,1 @@
+"""What runs beside the devices: discovery, slice mechanisms, runtimes and processes."""

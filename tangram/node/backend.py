@@ -1,0 +1,114 @@
+"""What the control loop asks of a machine: start, stop and observe Instances.
+
+`tangram.node.local.LocalBackend` is the one for processes on this machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+
+class InstancePhase(StrEnum):
+    STARTING = "starting"
+    """The process lives and has not answered its readiness probe yet."""
+    READY = "ready"
+    UNREADY = "unready"
+    """Was ready once; its probe has failed failure_threshold times in a row since."""
+    EXITED = "exited"
+    """The process is gone; nothing of its process group is left."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartOrder:
+    """All it takes to start one Instance; kept so that it can be started again after a crash."""
+
+    instance: str
+    model: str
+    revision: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    """Added to the controller's own environment."""
+    port: int
+    working_dir: Path | None = None
+    readiness_path: str = "/v2/health/ready"
+    readiness_period_s: float = 1.0
+    readiness_timeout_s: float = 1.0
+    failure_threshold: int = 3
+    cpu_cores: float | None = None
+    """Share of the host's cores that stands for the slice's compute; None is unbounded."""
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceRecord:
+    """What finds a process again after the controller was restarted: a pid alone may have been reused."""
+
+    order: StartOrder
+    pid: int
+    start_ticks: int
+    """Field 22 of /proc/PID/stat."""
+    started_at: float | None = None
+    """As its status said, so that it says the same after adoption; None: worked out from start_ticks."""
+    ready_at: float | None = None
+    """When it was ready first: tells an Instance too busy to answer a probe from one that still loads."""
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceStatus:
+    """What was last seen of one Instance."""
+
+    instance: str
+    model: str
+    pid: int
+    start_ticks: int
+    port: int
+    phase: InstancePhase
+    started_at: float
+    """Wall clock (Unix seconds), as all times here."""
+    ready_at: float | None = None
+    """When it was ready first."""
+    exited_at: float | None = None
+    exit_code: int | None = None
+    """As subprocess has it (negative: signal); None while it lives, or where another process reaped it."""
+    cpu_percent: float | None = None
+    """Of one core, over the whole process tree, since the last measurement; None before the second one."""
+    memory_mib: float | None = None
+    """PSS of the process tree."""
+    message: str = ""
+    """Last probe failure or the last line of its log after a crash, for people."""
+    adopted: bool = False
+
+
+class Backend(Protocol):
+    """All methods are idempotent; none blocks the event loop."""
+
+    async def start(self, order: StartOrder) -> InstanceStatus:
+        """Start a process for the order; StartError where the system refuses (no such command, no such folder)."""
+
+    async def stop(self, instance: str, grace_s: float) -> None:
+        """SIGTERM to the process group, SIGKILL after grace_s; returns when the process is gone."""
+
+    def forget(self, instance: str) -> None:
+        """Drop the status of an exited Instance."""
+
+    def statuses(self) -> Mapping[str, InstanceStatus]:
+        """Every Instance known, exited ones until they are started again or forgotten."""
+
+    def log_path(self, instance: str) -> Path:
+        """File with standard output and error of the Instance (rotated: older parts beside it, .1, .2, ...)."""
+
+
+class StartError(Exception):
+    """The system refused to start the process; the text says why and what to mend."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceUse:
+    """What a Device's Instances use at present, for devices that can be measured."""
+
+    device: str
+    memory_mib: float
+    instances: Mapping[str, float] = field(default_factory=dict)
