@@ -1,0 +1,107 @@
+"""The packer's entry: slice requests in, a `Placement` or a `NoFit` for each out.
+
+A call is one batch against one evolving inventory: what an earlier request of the batch took is gone for the later
+ones. The batch is placed largest first (by the larger of its shares of a whole device's compute and memory), since a
+small slice still finds a place where a large one does not; requests of one call are therefore equals, and a caller
+with priorities makes a call for each. A group's requests of one size keep their order.
+
+Each request goes to the Device with the best score among those that it fits (see `score`). No request is refused that
+fits some Device at its turn, and nothing is given back during a batch: what is refused fits no Device at the end
+either, and a `NoFit` speaks of the inventory as the whole batch leaves it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from packer.fit import check_request, obstacles, refuse
+from packer.inventory import Alternative, Inventory, NoFit, Placement, SliceRequest
+from packer.occupancy import DeviceTally, NodeTally, Occupancy
+from packer.score import Score, score, settle
+
+_ALTERNATIVES: Final = 3
+
+
+def place(inventory: Inventory, requests: Sequence[SliceRequest]) -> list[Placement | NoFit]:
+    """A Placement or a NoFit for each request, in the order of the requests.
+
+    Raises ValueError when a request makes no sense for any fleet, or its Instance is placed already.
+    """
+    for request in requests:
+        check_request(request)
+    occupancy = Occupancy(inventory)
+    largest = _largest_mib(inventory)
+    placed: dict[int, Placement] = {}
+    for index in sorted(range(len(requests)), key=lambda i: (-_size(requests[i], largest), i)):
+        if (placement := _place_one(occupancy, requests[index], largest)) is not None:
+            placed[index] = placement
+            occupancy.add(placement)
+    return [placed.get(i) or refuse(occupancy.devices.values(), request) for i, request in enumerate(requests)]
+
+
+def room(inventory: Inventory, request: SliceRequest) -> int:
+    """How many Instances with this request would fit, one beside the other, into what is free.
+
+    Exact: alike slices fill each Device up to its scarcest quantity and each Node up to its host's.
+    """
+    check_request(request)
+    return sum(_node_room(node, request) for node in Occupancy(inventory).nodes.values())
+
+
+def _place_one(occupancy: Occupancy, request: SliceRequest, largest_mib: int) -> Placement | None:
+    if (held := occupancy.holders.get(request.id)) is not None:
+        raise ValueError(f"instance {request.id!r} is placed already, on {held.device}; release it first")
+    ranked = [
+        (score(tally, request, largest_mib), tally)
+        for tally in occupancy.devices.values()
+        if not obstacles(tally, request)
+    ]
+    if not ranked:
+        return None
+    best_value = max(s.value for s, _ in ranked)
+    tied = [tally for s, tally in ranked if s.value == best_value]
+    taken = tied[0] if len(tied) == 1 else settle(tied)
+    best = next(s for s, tally in ranked if tally is taken)
+    others = [(s, tally) for s, tally in ranked if tally is not taken]
+    # A stable sort: equal scores stay in the inventory's order.
+    others.sort(key=lambda pair: -pair[0].value)
+    return Placement(
+        request=request,
+        device=taken.device.id,
+        node=taken.device.node,
+        score=best.value,
+        why=_why(best, request, len(ranked)),
+        alternatives=tuple(Alternative(t.device.id, s.value, s.why(request.group)) for s, t in others[:_ALTERNATIVES]),
+    )
+
+
+def _why(best: Score, request: SliceRequest, candidates: int) -> str:
+    lead = "the only device with room" if candidates == 1 else f"best of {candidates} devices with room"
+    return f"{lead}: {best.why(request.group)}"
+
+
+def _size(request: SliceRequest, largest_mib: int) -> float:
+    return max(request.compute / 100, request.memory_mib / largest_mib)
+
+
+def _largest_mib(inventory: Inventory) -> int:
+    return max((d.usable_mib for d in inventory.devices if d.usable_mib > 0), default=1)
+
+
+def _node_room(host: NodeTally, request: SliceRequest) -> int:
+    count = sum(_device_room(tally, request) for tally in host.devices)
+    for free, wanted in (
+        (host.free_cpu_milli, request.cpu_milli),
+        (host.free_host_memory_mib, request.host_memory_mib),
+    ):
+        if free is not None and wanted:
+            count = min(count, free // wanted)
+    return count
+
+
+def _device_room(tally: DeviceTally, request: SliceRequest) -> int:
+    if obstacles(tally, request):
+        return 0
+    count = min(tally.free_mib // request.memory_mib, tally.free_clients)
+    return min(count, tally.free_compute // request.compute) if request.compute else count

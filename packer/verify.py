@@ -1,0 +1,181 @@
+"""Re-checks any fleet and any refusal from first principles. Shares no code with fit, score, place and the ledger.
+
+`verify` says in words everything that is wrong with who lies where; `verify_refusal` tries every Device for a request
+that was refused. Both are for tests, benchmarks and the loop's own check that nothing is oversold.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection
+from dataclasses import replace
+
+from packer.inventory import Device, Inventory, Node, NoFit, Placement, SliceRequest
+
+
+def verify(inventory: Inventory, placed: Collection[str] = ()) -> list[str]:
+    """All that is wrong, one sentence each; empty when the fleet is sound.
+
+    `placed` names Instances that were placed just now: those must also lie on a healthy Device of a schedulable Node.
+    Others may be left over from before it broke.
+    """
+    problems = _twice("node", [n.name for n in inventory.nodes])
+    problems += _twice("device", [d.id for d in inventory.devices])
+    problems += _twice("instance", [p.request.id for p in inventory.placements])
+    nodes = {n.name: n for n in inventory.nodes}
+    devices = {d.id: d for d in inventory.devices}
+    problems += [f"device {d.id}: its node {d.node} is unknown" for d in devices.values() if d.node not in nodes]
+    known_ids = {p.request.id for p in inventory.placements}
+    problems += [f"instance {i}: said to be placed and is not" for i in placed if i not in known_ids]
+
+    on_device: dict[str, list[Placement]] = defaultdict(list)
+    on_node: dict[str, list[Placement]] = defaultdict(list)
+    for p in inventory.placements:
+        on_device[p.device].append(p)
+        on_node[p.node].append(p)
+        device, node = devices.get(p.device), nodes.get(p.node)
+        if device is None:
+            problems.append(f"instance {p.request.id}: its device {p.device} is unknown")
+        if node is None:
+            problems.append(f"instance {p.request.id}: its node {p.node} is unknown")
+        if device is not None and device.node != p.node:
+            problems.append(f"instance {p.request.id}: device {p.device} is on node {device.node}, not on {p.node}")
+        if device is not None and node is not None:
+            problems += [f"instance {p.request.id}: {text}" for text in _wrong(p, device, node, p.request.id in placed)]
+    for device in devices.values():
+        problems += [f"device {device.id}: {text}" for text in _overfull_device(device, on_device[device.id])]
+    for node in nodes.values():
+        problems += [f"node {node.name}: {text}" for text in _overfull_node(node, on_node[node.name])]
+    return problems
+
+
+def verify_refusal(inventory: Inventory, refused: NoFit) -> list[str]:
+    """All that is wrong with a refusal: Devices that would take the slice, counts and shortfalls that do not add up."""
+    problems: list[str] = []
+    request = refused.request
+    for device in inventory.devices:
+        alone = Inventory(
+            tuple(n for n in inventory.nodes if n.name == device.node),
+            tuple(d for d in inventory.devices if d.node == device.node),
+            (
+                *(p for p in inventory.placements if p.node == device.node and p.request.id != request.id),
+                Placement(request, device.id, device.node),
+            ),
+        )
+        if not verify(alone, (request.id,)):
+            problems.append(f"device {device.id} would take {request.id}")
+    counted = sum(r.devices for r in refused.refusals)
+    if counted != len(inventory.devices):
+        problems.append(f"{counted} devices are accounted for, the fleet has {len(inventory.devices)}")
+    for refusal in refused.refusals:
+        members = [d for d in inventory.devices if d.model == refusal.device_class]
+        if not any(_reason_holds(refusal.reason, request, d, inventory) for d in members):
+            problems.append(f"{refusal.device_class}: {refusal.reason} keeps the slice off none of its devices")
+        if refusal.missing_mib and refusal.missing_mib not in {
+            request.memory_mib - (d.memory_mib - d.reserve_mib) + sum(r.memory_mib for r in _requests_on(inventory, d))
+            for d in members
+        }:
+            problems.append(f"{refusal.device_class}: on no device exactly {refusal.missing_mib} MiB are missing")
+        if refusal.missing_compute and refusal.missing_compute not in {
+            request.compute - min(d.compute, 100) + sum(r.compute for r in _requests_on(inventory, d)) for d in members
+        }:
+            problems.append(f"{refusal.device_class}: on no device exactly {refusal.missing_compute}% are missing")
+    return problems
+
+
+def _twice(what: str, names: list[str]) -> list[str]:
+    return [f"{what} {name}: is there {names.count(name)} times" for name in sorted({*names}) if names.count(name) > 1]
+
+
+def _wrong(placement: Placement, device: Device, node: Node, fresh: bool) -> list[str]:
+    """What is wrong with one slice on its own, whoever else is there."""
+    request = placement.request
+    problems = []
+    if request.memory_mib < 1:
+        problems.append(f"{request.memory_mib} MiB is no guarantee")
+    if request.memory_limit_mib is not None and request.memory_limit_mib < request.memory_mib:
+        problems.append(f"limit {request.memory_limit_mib} MiB is below the guarantee of {request.memory_mib} MiB")
+    if not 0 <= request.compute <= 100:
+        problems.append(f"{request.compute}% is no share of a device's compute")
+    if request.device_models and device.model not in request.device_models:
+        problems.append(f"lies on model {device.model}, which it does not accept")
+    for key, value in request.labels.items():
+        if value not in (device.labels.get(key), node.labels.get(key)):
+            problems.append(f"neither {device.id} nor {node.name} carries {key}={value}")
+    if request.mechanism not in device.mechanisms:
+        problems.append(f"{device.id} does not offer mechanism {request.mechanism}")
+    if fresh and not device.healthy:
+        problems.append(f"was placed on {device.id}, which is unhealthy")
+    if fresh and not node.schedulable:
+        problems.append(f"was placed on {node.name}, which takes no new slices")
+    return problems
+
+
+def _overfull_device(device: Device, held: list[Placement]) -> list[str]:
+    problems = []
+    memory = sum(p.request.memory_mib for p in held)
+    if memory > device.memory_mib - device.reserve_mib:
+        problems.append(f"{memory} MiB guaranteed of {device.memory_mib} less {device.reserve_mib} MiB reserve")
+    compute = sum(p.request.compute for p in held)
+    if compute > device.compute or compute > 100:
+        problems.append(f"{compute}% of compute given of {min(device.compute, 100)}%")
+    if len(held) > device.max_clients:
+        problems.append(f"{len(held)} clients, of which it can serve {device.max_clients}")
+    if len({p.request.mechanism for p in held}) > 1:
+        problems.append(f"mechanisms {', '.join(sorted({p.request.mechanism for p in held}))} at once")
+    return problems
+
+
+def _overfull_node(node: Node, held: list[Placement]) -> list[str]:
+    problems = []
+    cpu = sum(p.request.cpu_milli for p in held)
+    if node.cpu_milli is not None and cpu > node.cpu_milli:
+        problems.append(f"{cpu}m of host CPU given of {node.cpu_milli}m")
+    memory = sum(p.request.host_memory_mib for p in held)
+    if node.memory_mib is not None and memory > node.memory_mib:
+        problems.append(f"{memory} MiB of host memory given of {node.memory_mib} MiB")
+    return problems
+
+
+def _requests_on(inventory: Inventory, device: Device) -> list[SliceRequest]:
+    return [p.request for p in inventory.placements if p.device == device.id]
+
+
+def _reason_holds(reason: str, request: SliceRequest, device: Device, inventory: Inventory) -> bool:
+    """Whether what a refusal says of a class is true of this Device."""
+    node = next(n for n in inventory.nodes if n.name == device.node)
+    here = _requests_on(inventory, device)
+    on_node = [p.request for p in inventory.placements if p.node == node.name]
+    usable = device.memory_mib - device.reserve_mib
+    cpu_limit, host_limit = node.cpu_milli, node.memory_mib
+    match reason:
+        case "memory":
+            return sum(r.memory_mib for r in here) + request.memory_mib > usable
+        case "compute":
+            return sum(r.compute for r in here) + request.compute > min(device.compute, 100)
+        case "clients":
+            return len(here) >= device.max_clients
+        case "host-cpu":
+            return cpu_limit is not None and sum(r.cpu_milli for r in on_node) + request.cpu_milli > cpu_limit
+        case "host-memory":
+            total = sum(r.host_memory_mib for r in on_node) + request.host_memory_mib
+            return host_limit is not None and total > host_limit
+        case "mixed":
+            return any(r.mechanism != request.mechanism for r in here)
+        case "unhealthy":
+            return not (device.healthy and node.schedulable)
+        case "model":
+            return bool(request.device_models) and device.model not in request.device_models
+        case "label":
+            return any(v not in (device.labels.get(k), node.labels.get(k)) for k, v in request.labels.items())
+        case "mechanism":
+            return request.mechanism not in device.mechanisms
+        case "too-large":
+            empty = Inventory(
+                (replace(node, schedulable=True),),
+                (replace(device, healthy=True),),
+                (Placement(request, device.id, node.name),),
+            )
+            return bool(verify(empty))
+        case _:
+            return False
