@@ -1,0 +1,132 @@
+"""The only place where the hall's nouns become the libraries' and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from autoscaler.defaults import RulesSpec, behavior
+from autoscaler.types import MetricTarget, RatePolicy, ScalingPolicy
+from gateway.wire import EndpointEntry, ModelEntry
+from packer.inventory import Device, Inventory, Node, SliceRequest
+from tangram.core.replica import Phase, Replica
+from tangram.spec import Fleet, Model, ScalingRules
+
+#: Label of a virtual device: thousandths of a CPU core that stand for its whole compute.
+CORES_LABEL: Final = "tangram.dev/cores"
+
+
+def inventory(fleet: Fleet | None, discovered: Sequence[Device] = ()) -> Inventory:
+    """What there is: the declared virtual devices and those found on this machine, nothing placed."""
+    nodes: list[Node] = []
+    devices: list[Device] = []
+    for node in fleet.spec.nodes if fleet else ():
+        nodes.append(Node(node.name, node.cpu, node.memory, dict(node.labels)))
+        devices += (
+            Device(
+                id=f"{node.name}/{d.name}",
+                node=node.name,
+                model=d.model,
+                memory_mib=d.memory,
+                reserve_mib=d.reserve,
+                max_clients=d.max_clients,
+                mechanisms=frozenset({"virtual"}),
+                labels={**d.labels, CORES_LABEL: str(d.cores)},
+            )
+            for d in node.devices
+        )
+    known = {n.name for n in nodes}
+    nodes += (Node(name) for name in dict.fromkeys(d.node for d in discovered) if name not in known)
+    return Inventory(tuple(nodes), (*devices, *discovered))
+
+
+def slice_request(model: Model, instance: str, avoid: frozenset[str] = frozenset()) -> SliceRequest:
+    """What one Instance of the model asks of the packer."""
+    wanted = model.spec.slice
+    return SliceRequest(
+        id=instance,
+        group=model.name,
+        memory_mib=wanted.memory.request,
+        memory_limit_mib=wanted.memory.limit,
+        compute=wanted.compute,
+        mechanism=wanted.mechanism.value,
+        cpu_milli=model.spec.resources.requests.cpu,
+        host_memory_mib=model.spec.resources.requests.memory,
+        device_models=frozenset(wanted.device_selector.models),
+        labels=dict(wanted.device_selector.match_labels),
+        avoid=avoid,
+    )
+
+
+def scaling_policy(model: Model) -> ScalingPolicy:
+    """What the operator wants of the model's replica count, defaults filled in."""
+    scaling = model.spec.scaling
+    return ScalingPolicy(
+        min_replicas=scaling.min_replicas,
+        max_replicas=scaling.max_replicas,
+        target_qps=scaling.target_qps,
+        mode=scaling.mode.value,
+        metrics=tuple(MetricTarget(m.type.value, m.target) for m in scaling.metrics),
+        behavior=behavior(_rules(scaling.behavior.scale_up), _rules(scaling.behavior.scale_down)),
+        idle_s=scaling.idle_seconds,
+        concurrency_limit=model.spec.traffic.concurrency_per_replica,
+        fixed_replicas=scaling.replicas,
+    )
+
+
+def _rules(rules: ScalingRules) -> RulesSpec:
+    policies = rules.policies
+    return RulesSpec(
+        stabilization_s=rules.stabilization_window_seconds,
+        select=rules.select_policy.value,
+        policies=None
+        if policies is None
+        else tuple(RatePolicy(p.type.value, p.value, float(p.period_seconds)) for p in policies),
+        tolerance=rules.tolerance,
+    )
+
+
+def model_entry(
+    model: Model,
+    replicas: Sequence[Replica],
+    *,
+    expected_ready_s: float | None,
+    unavailable: str | None,
+    host: str = "127.0.0.1",
+) -> ModelEntry:
+    """All that gateway workers need to know of the model: its settings and its usable replicas."""
+    spec = model.spec
+    fixed = spec.scaling.replicas
+    return ModelEntry(
+        name=model.name,
+        protocol=spec.runtime.protocol.value,
+        endpoints=tuple(
+            EndpointEntry(
+                id=r.name,
+                host=host,
+                port=r.port,
+                concurrency=spec.traffic.concurrency_per_replica,
+                slot=r.slot,
+                draining=r.phase is Phase.DRAINING,
+            )
+            for r in replicas
+            if r.phase in (Phase.READY, Phase.DRAINING)
+        ),
+        timeout_s=spec.traffic.timeout_seconds,
+        queue_max_requests=spec.traffic.queue.max_requests,
+        queue_max_bytes=spec.traffic.queue.max_memory * 1024 * 1024,
+        queue_max_s=spec.traffic.queue.max_seconds,
+        retry_attempts=spec.traffic.retry.attempts,
+        retry_all_methods=spec.traffic.retry.all_methods,
+        max_replicas=spec.scaling.max_replicas if fixed is None else fixed,
+        starting=sum(r.phase is Phase.STARTING for r in replicas),
+        expected_ready_s=expected_ready_s,
+        unavailable=unavailable,
+    )
+
+
+def cores(model: Model, replica: Replica, inventory: Inventory) -> float | None:
+    """Host cores that stand for the compute of the replica's slice; None where nothing bounds it."""
+    compute = model.spec.slice.compute
+    label = next((d.labels.get(CORES_LABEL) for d in inventory.devices if d.id == replica.placement.device), None)
+    return compute / 100 * int(label) / 1000 if compute and label else None

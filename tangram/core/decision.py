@@ -1,0 +1,67 @@
+"""One record across the whole loop: demand seen, count wanted, placement chosen, alternatives rejected."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autoscaler.types import Recommendation
+from packer.inventory import Placement
+from tangram.core.planner import Action, Drain, Plan, Start, Stop, Undrain
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One turn of the loop for one model."""
+
+    at: float
+    model: str
+    recommendation: Recommendation
+    granted: int
+    """Replicas that are there or were started for it: what is wanted less what found no place."""
+    actions: tuple[str, ...] = ()
+    """In words, in order."""
+    placements: tuple[Placement, ...] = ()
+    """Of the replicas started in this turn."""
+    refused: tuple[str, ...] = ()
+
+    @property
+    def eventful(self) -> bool:
+        """Whether something was done."""
+        return bool(self.actions)
+
+
+def decide(at: float, model: str, recommendation: Recommendation, plan: Plan, live: int) -> Decision:
+    """The record of one model's turn; `live` is its count of live replicas after the plan."""
+    actions = [a for a in plan.actions if _model_of(a) == model]
+    refused = [str(r) for r in plan.refusals.get(model, ())]
+    counted = [
+        f"{refused.count(text)} x {text}" if refused.count(text) > 1 else text for text in dict.fromkeys(refused)
+    ]
+    if waiting := plan.waiting.get(model):
+        counted.append(waiting)
+    return Decision(
+        at=at,
+        model=model,
+        recommendation=recommendation,
+        granted=min(live, recommendation.replicas),
+        actions=tuple(map(in_words, actions)),
+        placements=tuple(a.replica.placement for a in actions if isinstance(a, Start) and not a.again),
+        refused=tuple(counted),
+    )
+
+
+def in_words(action: Action) -> str:
+    """The action as a person would say it."""
+    match action:
+        case Start(replica=replica, why=why):
+            return f"start {replica.name} on {replica.placement.device}: {why}"
+        case Drain(replica=name, why=why):
+            return f"drain {name}: {why}"
+        case Undrain(replica=name, why=why):
+            return f"undrain {name}: {why}"
+        case Stop(replica=name, why=why):
+            return f"stop {name}: {why}"
+
+
+def _model_of(action: Action) -> str:
+    return action.replica.model if isinstance(action, Start) else action.model

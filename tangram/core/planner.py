@@ -1,0 +1,358 @@
+"""What to do next: `plan(observed, desired, ledger, now)` is one pure function.
+
+It looks at the replicas there are and the count each model should have, and returns ordered actions. Higher priority
+plans first. Whatever the actions start is reserved in the ledger they were planned against; `apply` gives the replicas
+as they are once the actions are recorded, which is done before any is taken. Planning again after `apply` yields
+nothing: a plan applied twice changes nothing.
+
+Rules, in the order they are applied to a model:
+
+1. What drains and has nothing in flight, or has drained for as long as it may, is stopped.
+2. A start that passes its progress deadline is ended; its device is avoided for a while, and the model's next attempt
+   waits with back-off.
+3. A crashed replica is started again, on its own slice, when its back-off is over.
+4. Too few: drains are undone before anything new is started; then new replicas are placed, as many as fit. Those that
+   do not fit are refusals with the packer's reasons, and nothing is left pending.
+5. Too many: crashed, starting and unready replicas go before ready ones, the youngest first; a ready one is drained.
+   Among ready ones, one on the device that holds most of its siblings goes first.
+6. Another revision is rolled in make-before-break: one more than wanted may exist while one is replaced, and an old
+   replica drains when its successor is ready. Where the fleet has no room for one more, an old one drains first, if
+   others are ready to carry the load or it is the only one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from packer.inventory import Inventory, NoFit
+from packer.ledger import Ledger
+from packer.place import place
+from tangram.core.convert import slice_request
+from tangram.core.replica import Phase, Replica
+from tangram.spec import Model
+
+#: Seconds a device is avoided by a model after a start there passed its progress deadline.
+AVOID_S: Final = 600.0
+#: Seconds the replicas of a deleted model may finish what is in flight (its own setting is gone with it).
+REMOVED_DRAIN_S: Final = 30.0
+#: Seconds before the next attempt after the n-th start in a row that passed its deadline; the last one repeats.
+ATTEMPT_DELAYS_S: Final = (1.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start a process for the replica: a new one, or a crashed one again."""
+
+    replica: Replica
+    why: str
+    again: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Send nothing new to the replica; stop it when nothing is in flight."""
+
+    replica: str
+    model: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Undrain:
+    """Let a draining replica take requests again."""
+
+    replica: str
+    model: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the replica's process."""
+
+    replica: str
+    model: str
+    why: str
+
+
+Action = Start | Drain | Undrain | Stop
+
+
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """What failed starts have taught of a model."""
+
+    failed: int = 0
+    """Starts in a row that passed their progress deadline."""
+    failed_at: float = 0.0
+    retry_at: float = 0.0
+    avoid: Mapping[str, float] = field(default_factory=dict)
+    """Device id -> until when it is avoided."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """The world as last seen."""
+
+    replicas: tuple[Replica, ...]
+    drained: frozenset[str] = frozenset()
+    """Draining replicas for which every gateway worker has confirmed that nothing is in flight."""
+    attempts: Mapping[str, Attempts] = field(default_factory=dict)
+    next_ordinal: Mapping[str, int] = field(default_factory=dict)
+    """Model -> number in the name of its next replica; never given twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """What one model should have; a model that is not desired is removed."""
+
+    model: Model
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Ordered actions, and what could not be done."""
+
+    actions: tuple[Action, ...] = ()
+    refusals: Mapping[str, tuple[NoFit, ...]] = field(default_factory=dict)
+    """Model -> replicas that were wanted and found no place."""
+    waiting: Mapping[str, str] = field(default_factory=dict)
+    """Model -> why nothing is started at present though more is wanted."""
+    attempts: Mapping[str, Attempts] = field(default_factory=dict)
+    """Changed entries only."""
+
+
+def ledger_of(inventory: Inventory, replicas: Sequence[Replica]) -> Ledger:
+    """The ledger in which every replica that exists, whatever its phase, holds its slice."""
+    return Ledger.rebuild(Inventory(inventory.nodes, inventory.devices, tuple(r.placement for r in replicas)))
+
+
+def plan(observed: Observed, desired: Mapping[str, Desired], ledger: Ledger, now: float) -> Plan:
+    """Ordered actions that bring the observed replicas towards the desired counts.
+
+    New replicas have neither port nor slot yet: who records the actions gives them theirs.
+    """
+    draft = _Draft(observed, ledger, now)
+    by_model: dict[str, list[Replica]] = {}
+    for replica in observed.replicas:
+        by_model.setdefault(replica.model, []).append(replica)
+    for name in sorted(by_model.keys() - desired.keys()):
+        draft.remove(by_model[name])
+    for want in sorted(desired.values(), key=lambda d: (-d.model.spec.priority, d.model.name)):
+        draft.settle(want, by_model.get(want.model.name, []))
+    return draft.finish()
+
+
+def apply(replicas: Sequence[Replica], actions: Sequence[Action], now: float) -> tuple[Replica, ...]:
+    """The replicas as they are recorded once the actions are."""
+    table = {r.name: r for r in replicas}
+    for action in actions:
+        match action:
+            case Start(replica=started):
+                table[started.name] = started
+            case Drain(replica=name, why=why):
+                table[name] = replace(table[name], phase=Phase.DRAINING, since=now, message=why)
+            case Undrain(replica=name):
+                table[name] = replace(table[name], phase=Phase.READY, since=now, message="")
+            case Stop(replica=name, why=why):
+                table[name] = replace(table[name], phase=Phase.STOPPING, since=now, message=why)
+    return tuple(table.values())
+
+
+class _Draft:
+    """One planning run: collects actions against one evolving ledger."""
+
+    def __init__(self, observed: Observed, ledger: Ledger, now: float) -> None:
+        self._observed = observed
+        self._ledger = ledger
+        self._now = now
+        self._actions: list[Action] = []
+        self._refusals: dict[str, tuple[NoFit, ...]] = {}
+        self._waiting: dict[str, str] = {}
+        self._attempts: dict[str, Attempts] = {}
+
+    def finish(self) -> Plan:
+        return Plan(tuple(self._actions), self._refusals, self._waiting, self._attempts)
+
+    # --- one model ---
+
+    def remove(self, replicas: Sequence[Replica]) -> None:
+        for replica in self._finish_drains(replicas, REMOVED_DRAIN_S):
+            self._let_go(replica, "the model was deleted")
+
+    def settle(self, want: Desired, replicas: Sequence[Replica]) -> None:
+        model, revision = want.model, want.model.revision
+        live = self._finish_drains(replicas, model.spec.traffic.drain_seconds)
+        live = self._end_overdue(model, live)
+        self._retry_crashed(model, live)
+        new = [r for r in live if r.revision == revision]
+        old = [r for r in live if r.revision != revision]
+        if old:
+            self._roll(want, new, old, replicas)
+        elif len(new) < want.count:
+            self._grow(want, want.count - len(new), replicas)
+        else:
+            why = f"{want.count} wanted, {len(new)} there"
+            for replica in _victims(new, len(new) - want.count):
+                self._let_go(replica, why)
+
+    def _finish_drains(self, replicas: Sequence[Replica], drain_s: float) -> list[Replica]:
+        for replica in replicas:
+            if replica.phase is not Phase.DRAINING:
+                continue
+            if replica.name in self._observed.drained:
+                self._stop(replica, f"drained: {replica.message}")
+            elif self._now - replica.since >= drain_s:
+                self._stop(replica, f"drained for {drain_s:g} s with requests still in flight: {replica.message}")
+        return [r for r in replicas if r.live]
+
+    def _end_overdue(self, model: Model, live: Sequence[Replica]) -> list[Replica]:
+        deadline = model.spec.runtime.progress_deadline_seconds
+        kept: list[Replica] = []
+        attempts = self._observed.attempts.get(model.name, Attempts())
+        changed = False
+        for replica in live:
+            if replica.phase is not Phase.READY and self._now - _waits_since(replica) >= deadline:
+                self._stop(replica, f"not ready for {deadline:g} s: {replica.message or 'no answer'}")
+                delay = ATTEMPT_DELAYS_S[min(attempts.failed, len(ATTEMPT_DELAYS_S) - 1)]
+                avoid = {d: t for d, t in attempts.avoid.items() if t > self._now}
+                avoid[replica.placement.device] = self._now + AVOID_S
+                attempts = Attempts(attempts.failed + 1, self._now, self._now + delay, avoid)
+                changed = True
+            else:
+                kept.append(replica)
+                if attempts.failed and replica.ready_at is not None and replica.ready_at > attempts.failed_at:
+                    attempts = replace(attempts, failed=0, retry_at=0.0)
+                    changed = True
+        if changed:
+            self._attempts[model.name] = attempts
+        return kept
+
+    def _retry_crashed(self, model: Model, live: Sequence[Replica]) -> None:
+        for replica in live:
+            due = replica.phase is Phase.CRASHED and replica.retry_at is not None and replica.retry_at <= self._now
+            if due and replica.revision == model.revision:
+                again = replace(
+                    replica, phase=Phase.STARTING, since=self._now, retry_at=None, restarts=replica.restarts + 1
+                )
+                self._actions.append(Start(again, f"starts again after: {replica.message}", again=True))
+
+    def _grow(self, want: Desired, missing: int, replicas: Sequence[Replica]) -> int:
+        """Get up to `missing` more replicas of the wanted revision; returns how many were gotten."""
+        stopped = {a.replica for a in self._actions if isinstance(a, Stop)}
+        draining = [
+            r
+            for r in replicas
+            if r.phase is Phase.DRAINING and r.revision == want.model.revision and r.name not in stopped
+        ]
+        draining.sort(key=lambda r: (-r.since, r.name))
+        back = draining[:missing]
+        for replica in back:
+            self._actions.append(Undrain(replica.name, replica.model, f"{want.count} wanted again"))
+        missing -= len(back)
+        return len(back) + (self._start(want, missing) if missing > 0 else 0)
+
+    def _start(self, want: Desired, missing: int) -> int:
+        model = want.model
+        attempts = self._attempts.get(model.name) or self._observed.attempts.get(model.name, Attempts())
+        if attempts.retry_at > self._now:
+            self._waiting[model.name] = (
+                f"{attempts.failed} start{'s' if attempts.failed > 1 else ''} in a row passed the progress deadline; "
+                f"next attempt in {attempts.retry_at - self._now:.0f} s"
+            )
+            return 0
+        avoid = frozenset(d for d, until in attempts.avoid.items() if until > self._now)
+        first = self._observed.next_ordinal.get(model.name, 1)
+        names = [f"{model.name}-{first + i}" for i in range(missing)]
+        outcomes = place(self._ledger.inventory(), [slice_request(model, name, avoid) for name in names])
+        refused: list[NoFit] = []
+        started = 0
+        for name, outcome in zip(names, outcomes, strict=True):
+            if isinstance(outcome, NoFit):
+                refused.append(outcome)
+                continue
+            self._ledger = self._ledger.reserve(outcome)
+            replica = Replica(
+                name=name,
+                model=model.name,
+                revision=model.revision,
+                placement=outcome,
+                created_at=self._now,
+                since=self._now,
+                progress_since=self._now,
+            )
+            self._actions.append(Start(replica, f"{want.count} wanted"))
+            started += 1
+        if refused:
+            self._refusals[model.name] = tuple(refused)
+        return started
+
+    def _roll(self, want: Desired, new: list[Replica], old: list[Replica], replicas: Sequence[Replica]) -> None:
+        count, revision = want.count, want.model.revision
+        for replica in [r for r in old if r.phase is not Phase.READY]:
+            self._let_go(replica, f"replaced by revision {revision}")
+            old.remove(replica)
+        for replica in _victims(new, len(new) - count):
+            self._let_go(replica, f"{count} wanted, {len(new)} there")
+            new.remove(replica)
+        ready_new = sum(r.phase is Phase.READY for r in new)
+        surplus = ready_new + len(old) - count
+        for replica in _victims(old, surplus):
+            self._let_go(replica, f"replaced by revision {revision}")
+            old.remove(replica)
+        missing = count - len(new)
+        surge = count + 1 - len(new) - len(old)
+        if missing <= 0:
+            return
+        gotten = self._grow(want, min(missing, surge), replicas) if surge > 0 else 0
+        leaving = any(r.phase in (Phase.DRAINING, Phase.STOPPING) for r in replicas)
+        coming = len(new) > ready_new
+        full = want.model.name in self._refusals
+        if full and not gotten and not leaving and not coming and old:
+            carried = ready_new + len(old) > 1
+            why = "others carry the load" if carried else "it is the only one"
+            self._let_go(_victims(old, 1)[0], f"no room for one more during the roll to revision {revision}; {why}")
+
+    # --- actions ---
+
+    def _stop(self, replica: Replica, why: str) -> None:
+        self._actions.append(Stop(replica.name, replica.model, why))
+
+    def _let_go(self, replica: Replica, why: str) -> None:
+        if replica.phase is Phase.READY:
+            self._actions.append(Drain(replica.name, replica.model, why))
+        else:
+            self._stop(replica, why)
+
+
+def _waits_since(replica: Replica) -> float:
+    return replica.since if replica.phase is Phase.UNREADY else replica.progress_since
+
+
+_LEAVE_FIRST: Final = {Phase.CRASHED: 0, Phase.STARTING: 1, Phase.UNREADY: 2, Phase.READY: 3}
+
+
+def _victims(live: Sequence[Replica], count: int) -> list[Replica]:
+    """The `count` replicas whose leaving harms least."""
+    pool = list(live)
+    chosen: list[Replica] = []
+    for _ in range(min(count, len(pool))):
+        siblings = Counter(r.placement.device for r in pool)
+        victim = min(
+            pool,
+            key=lambda r: (_LEAVE_FIRST[r.phase], -siblings[r.placement.device], -r.created_at, r.name),
+        )
+        pool.remove(victim)
+        chosen.append(victim)
+    return chosen
+
+
+def unplaceable(model: Model, inventory: Inventory) -> NoFit | None:
+    """Why no device could hold a replica of the model even if the whole fleet were empty; None if one could."""
+    empty = Inventory(inventory.nodes, inventory.devices)
+    outcome = place(empty, [slice_request(model, model.name)])[0]
+    return outcome if isinstance(outcome, NoFit) else None

@@ -1,0 +1,419 @@
+"""The planner on declared fleets and timelines: what is there, what is wanted, what is done."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from packer.inventory import Device, Inventory, Node
+from packer.verify import verify
+from tangram.core import planner
+from tangram.core.planner import Attempts, Desired, Drain, Observed, Plan, Start, Stop, Undrain, apply, ledger_of, plan
+from tangram.core.replica import Observation, Phase, Replica, observe
+from tangram.spec import Model
+
+
+class World:
+    """A fleet with a clock, in which processes do at once what they are told."""
+
+    def __init__(self, fleet: Inventory, *models: Model) -> None:
+        self.fleet = fleet
+        self.models = {m.name: m for m in models}
+        self.counts: dict[str, int] = {}
+        self.replicas: tuple[Replica, ...] = ()
+        self.attempts: dict[str, Attempts] = {}
+        self.ordinals: dict[str, int] = {}
+        self.drained: set[str] = set()
+        self.now = 1000.0
+        self.last = Plan()
+
+    def step(self, seconds: float = 0.0, **counts: int) -> list[Any]:
+        """Let time pass, plan, and apply; returns the actions."""
+        self.now += seconds
+        self.counts.update(counts)
+        observed = Observed(self.replicas, frozenset(self.drained), self.attempts, self.ordinals)
+        desired = {n: Desired(m, self.counts.get(n, 0)) for n, m in self.models.items()}
+        self.last = plan(observed, desired, ledger_of(self.fleet, self.replicas), self.now)
+        self.attempts.update(self.last.attempts)
+        for action in self.last.actions:
+            if isinstance(action, Start) and not action.again:
+                model, _, number = action.replica.name.rpartition("-")
+                self.ordinals[model] = max(self.ordinals.get(model, 1), int(number) + 1)
+        self.replicas = apply(self.replicas, self.last.actions, self.now)
+        assert verify(ledger_of(self.fleet, self.replicas).inventory()) == []
+        return list(self.last.actions)
+
+    def see(self, name: str, **seen: Any) -> None:
+        """Something is observed of one replica's process."""
+        found = Observation(**{"alive": True, "pid": 1, "started_at": self.now, **seen})
+        after, _ = observe(self[name], found, self.now)
+        self.replicas = tuple(r for r in self.replicas if r.name != name) + ((after,) if after else ())
+
+    def ready(self, *names: str) -> None:
+        for name in names or [r.name for r in self.replicas if r.phase is Phase.STARTING]:
+            self.see(name, ready=True)
+
+    def gone(self) -> None:
+        """What is being stopped has ended."""
+        for replica in self.replicas:
+            if replica.phase is Phase.STOPPING:
+                self.see(replica.name, alive=False)
+
+    def __getitem__(self, name: str) -> Replica:
+        return next(r for r in self.replicas if r.name == name)
+
+    def phases(self) -> dict[str, str]:
+        return {r.name: r.phase.name for r in sorted(self.replicas, key=lambda r: r.name)}
+
+
+def kinds(actions: list[Any]) -> list[str]:
+    return [type(a).__name__ + " " + (a.replica.name if isinstance(a, Start) else a.replica) for a in actions]
+
+
+def test_new_replicas_spread_over_devices(fleet: Inventory, make_model: Any) -> None:
+    world = World(fleet, make_model())
+    world.step(digits=4)
+    assert world.phases() == {f"digits-{i}": "STARTING" for i in (1, 2, 3, 4)}
+    assert len({r.placement.device for r in world.replicas}) == 4
+
+
+def test_a_plan_applied_twice_changes_nothing(fleet: Inventory, make_model: Any) -> None:
+    world = World(fleet, make_model())
+    assert world.step(digits=3)
+    assert world.step() == []
+    world.ready()
+    assert world.step() == []
+
+
+def test_starting_replicas_count_as_capacity_to_come(fleet: Inventory, make_model: Any) -> None:
+    world = World(fleet, make_model())
+    world.step(digits=2)
+    assert kinds(world.step(1, digits=3)) == ["Start digits-3"]
+
+
+def test_what_does_not_fit_is_refused_with_the_reason_and_nothing_pends(fleet: Inventory, make_model: Any) -> None:
+    world = World(fleet, make_model())
+    world.step(digits=11)
+    assert len(world.replicas) == 8
+    refusals = world.last.refusals["digits"]
+    assert len(refusals) == 3
+    assert "memory" in str(refusals[0])
+
+
+def test_higher_priority_is_placed_first(fleet: Inventory, make_model: Any) -> None:
+    world = World(fleet, make_model("alpha"), make_model("beta", priority=10))
+    world.step(alpha=8, beta=6)
+    placed = [r.model for r in world.replicas]
+    assert placed.count("beta") == 6
+    assert placed.count("alpha") == 2
+
+
+def test_starting_replicas_are_removed_before_ready_ones_and_ready_ones_drain(
+    fleet: Inventory, make_model: Any
+) -> None:
+    world = World(fleet, make_model())
+    world.step(digits=2)
+    world.ready()
+    world.step(1, digits=4)
+    assert sorted(kinds(world.step(1, digits=1)))[1:] == ["Stop digits-3", "Stop digits-4"]
+    assert [type(a) for a in world.last.actions].count(Drain) == 1
+    assert sum(r.phase is Phase.READY for r in world.replicas) == 1
+
+
+def test_a_draining_replica_is_stopped_only_when_nothing_is_in_flight(fleet: Inventory, make_model: Any) -> None:
+    world = World(fleet, make_model(traffic={"drainSeconds": 20}))
+    world.step(digits=1)
+    world.ready()
+    assert kinds(world.step(1, digits=0)) == ["Drain digits-1"]
+    assert world.step(5) == []
+    world.drained.add("digits-1")
+    assert kinds(world.step(1)) == ["Stop digits-1"]
+    world.gone()
+    assert world.replicas == ()
+
+
+def test_a_drain_is_bounded(fleet: Inventory, make_model: Any) -> None:
+    world = World(fleet, make_model(traffic={"drainSeconds": 20}))
+    world.step(digits=1)
+    world.ready()
+    world.step(1, digits=0)
+    assert world.step(19) == []
+    [stop] = world.step(1)
+    assert isinstance(stop, Stop)
+    assert "still in flight" in stop.why
+
+
+def test_a_drain_is_undone_before_anything_new_is_started(fleet: Inventory, make_model: Any) -> None:
+    world = World(fleet, make_model())
+    world.step(digits=2)
+    world.ready()
+    world.step(1, digits=1)
+    actions = world.step(1, digits=3)
+    assert [type(a) for a in actions] == [Undrain, Start]
+    assert sum(r.phase is Phase.READY for r in world.replicas) == 2
+
+
+def test_a_slice_is_free_only_when_its_process_is_gone(make_model: Any) -> None:
+    one = Inventory((Node("a"),), (Device("a/gpu-0", "a", "virtual", 1000),))
+    world = World(one, make_model("old", memory="900Mi"), make_model("new", memory="900Mi"))
+    world.step(old=1)
+    world.ready()
+    world.step(1, old=0, new=1)
+    world.drained.add("old-1")
+    world.step(1)
+    assert world["old-1"].phase is Phase.STOPPING
+    assert "new" in world.last.refusals
+    world.gone()
+    assert kinds(world.step(1)) == ["Start new-1"]
+
+
+def test_a_crashed_replica_is_started_again_at_once_then_with_back_off(fleet: Inventory, make_model: Any) -> None:
+    world = World(fleet, make_model())
+    world.step(digits=1)
+    world.ready()
+    device = world["digits-1"].placement.device
+    world.see("digits-1", alive=False, exit_code=-9)
+    [again] = world.step()
+    assert isinstance(again, Start)
+    assert again.again
+    assert again.replica.restarts == 1
+    assert again.replica.placement.device == device
+    world.now += 0.5
+    world.see("digits-1", pid=2, started_at=world.now)
+    world.see("digits-1", alive=False, exit_code=1, pid=2, started_at=world.now)
+    assert world["digits-1"].phase is Phase.CRASHED
+    assert world.step(0.9) == []
+    assert kinds(world.step(0.2)) == ["Start digits-1"]
+
+
+def test_a_crashed_replica_keeps_its_place_in_the_count(fleet: Inventory, make_model: Any) -> None:
+    world = World(fleet, make_model())
+    world.step(digits=2)
+    world.ready()
+    for _ in range(3):
+        world.see("digits-1", alive=False, exit_code=1)
+        world.step()
+        world.see("digits-1", pid=2)
+    assert len(world.replicas) == 2
+
+
+def test_a_start_past_its_deadline_is_ended_and_tried_elsewhere_with_back_off(
+    fleet: Inventory, make_model: Any
+) -> None:
+    world = World(fleet, make_model(runtime={"progressDeadlineSeconds": 30}))
+    world.step(digits=1)
+    first = world["digits-1"].placement.device
+    world.see("digits-1", message="connection refused")
+    assert world.step(29) == []
+    [stop] = world.step(1)
+    assert isinstance(stop, Stop)
+    assert "connection refused" in stop.why
+    assert "passed the progress deadline" in world.last.waiting["digits"]
+    world.gone()
+    assert kinds(world.step(1)) == ["Start digits-2"]
+    assert world["digits-2"].placement.device != first
+    world.step(30)
+    world.gone()
+    assert world.step(5) == [], "the second failure in a row waits longer"
+    assert kinds(world.step(6)) == ["Start digits-3"]
+
+
+def test_a_crash_loop_ends_at_the_progress_deadline(fleet: Inventory, make_model: Any) -> None:
+    world = World(fleet, make_model(runtime={"progressDeadlineSeconds": 30}))
+    world.step(digits=1)
+    for _ in range(4):
+        world.see("digits-1", pid=7)
+        world.see("digits-1", alive=False, exit_code=1, started_at=world.now)
+        world.step(8)
+    assert world["digits-1"].phase is Phase.STOPPING
+
+
+def test_back_off_ends_with_the_first_replica_ready_after_the_failure(fleet: Inventory, make_model: Any) -> None:
+    world = World(fleet, make_model(runtime={"progressDeadlineSeconds": 30}))
+    world.step(digits=1)
+    world.ready()
+    world.step(1, digits=2)
+    world.step(30)
+    assert world.attempts["digits"].failed == 1, "the sibling that was ready before proves nothing"
+    world.gone()
+    world.step(2)
+    world.now += 1
+    world.ready()
+    world.step()
+    assert world.attempts["digits"].failed == 0
+
+
+def test_a_deleted_model_drains(fleet: Inventory, make_model: Any) -> None:
+    world = World(fleet, make_model())
+    world.step(digits=2)
+    world.ready("digits-1")
+    del world.models["digits"]
+    assert sorted(kinds(world.step(1))) == ["Drain digits-1", "Stop digits-2"]
+
+
+class TestRoll:
+    def rolled(self, world: World) -> list[dict[str, str]]:
+        """Run a roll to its end, one event a step; returns the phases after each."""
+        seen = []
+        for _ in range(40):
+            world.ready()
+            world.drained |= {r.name for r in world.replicas if r.phase is Phase.DRAINING}
+            world.gone()
+            world.step(1)
+            seen.append(world.phases())
+            if all(r.revision == m.revision for r in world.replicas for m in [world.models[r.model]]) and all(
+                r.phase is Phase.READY for r in world.replicas
+            ):
+                return seen
+        raise AssertionError(f"the roll does not end: {seen[-1]}")
+
+    def changed(self, model: Model) -> Model:
+        return model.model_copy(
+            update={
+                "spec": model.spec.model_copy(
+                    update={"runtime": model.spec.runtime.model_copy(update={"model": "/models/new.py"})}
+                )
+            }
+        )
+
+    def test_make_before_break_never_has_fewer_ready_than_wanted(self, fleet: Inventory, make_model: Any) -> None:
+        world = World(fleet, make_model())
+        world.step(digits=3)
+        world.ready()
+        world.models["digits"] = self.changed(world.models["digits"])
+        for phases in self.rolled(world):
+            assert list(phases.values()).count("READY") >= 3
+            live = sum(p in ("READY", "STARTING") for p in phases.values())
+            assert live <= 4
+        assert len(world.replicas) == 3
+
+    def test_a_full_fleet_rolls_too_and_others_carry_the_load(self, fleet: Inventory, make_model: Any) -> None:
+        world = World(fleet, make_model())
+        world.step(digits=8)
+        world.ready()
+        world.models["digits"] = self.changed(world.models["digits"])
+        for phases in self.rolled(world):
+            assert list(phases.values()).count("READY") >= 7
+        assert len(world.replicas) == 8
+
+    def test_the_only_replica_on_a_full_fleet_rolls(self, make_model: Any) -> None:
+        one = Inventory((Node("a"),), (Device("a/gpu-0", "a", "virtual", 1000),))
+        world = World(one, make_model(memory="900Mi"))
+        world.step(digits=1)
+        world.ready()
+        world.models["digits"] = self.changed(world.models["digits"])
+        self.rolled(world)
+        assert len(world.replicas) == 1
+
+    def test_a_revision_that_never_gets_ready_leaves_the_old_one_serving(
+        self, fleet: Inventory, make_model: Any
+    ) -> None:
+        world = World(fleet, make_model(runtime={"progressDeadlineSeconds": 30}))
+        world.step(digits=2)
+        world.ready()
+        world.models["digits"] = self.changed(world.models["digits"])
+        for _ in range(100):
+            world.gone()
+            world.step(5)
+            assert sum(r.phase is Phase.READY for r in world.replicas) == 2
+
+    def test_scaling_down_during_a_roll_removes_old_ones(self, fleet: Inventory, make_model: Any) -> None:
+        world = World(fleet, make_model())
+        world.step(digits=4)
+        world.ready()
+        world.models["digits"] = self.changed(world.models["digits"])
+        world.step(1)
+        world.ready()
+        actions = world.step(1, digits=2)
+        assert {a.replica for a in actions if isinstance(a, Drain)} <= {f"digits-{i}" for i in (1, 2, 3, 4)}
+        self.rolled(world)
+        assert len(world.replicas) == 2
+
+
+EVENTS = st.lists(
+    st.one_of(
+        st.tuples(st.just("count"), st.sampled_from(["alpha", "beta"]), st.integers(0, 12)),
+        st.tuples(st.just("ready"), st.integers(0, 30)),
+        st.tuples(st.just("crash"), st.integers(0, 30)),
+        st.tuples(st.just("drained"), st.integers(0, 30)),
+        st.tuples(st.just("gone"), st.just(0)),
+        st.tuples(st.just("roll"), st.sampled_from(["alpha", "beta"])),
+        st.tuples(st.just("time"), st.integers(1, 200)),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(events=EVENTS)
+@pytest.mark.filterwarnings("ignore")
+def test_no_sequence_of_events_oversells_or_drops_a_ready_replica_undrained(events: list[Any]) -> None:
+    nodes = (Node("a"), Node("b"))
+    fleet = Inventory(nodes, tuple(Device(f"{n}/gpu-{i}", n, "virtual", 1000) for n in "ab" for i in range(2)))
+    world = World(fleet, _model("alpha", 300), _model("beta", 450))
+    for event in events:
+        match event:
+            case ("count", name, count):
+                world.counts[name] = count
+            case ("ready", index) if world.replicas:
+                replica = world.replicas[index % len(world.replicas)]
+                if replica.live:
+                    world.see(replica.name, ready=True, pid=3)
+            case ("crash", index) if world.replicas:
+                world.see(world.replicas[index % len(world.replicas)].name, alive=False, exit_code=1)
+            case ("drained", index) if world.replicas:
+                replica = world.replicas[index % len(world.replicas)]
+                if replica.phase is Phase.DRAINING:
+                    world.drained.add(replica.name)
+            case ("gone", _):
+                world.gone()
+            case ("roll", name):
+                model = world.models[name]
+                runtime = model.spec.runtime.model_copy(update={"model": f"/models/{len(world.replicas)}.py"})
+                world.models[name] = model.model_copy(
+                    update={"spec": model.spec.model_copy(update={"runtime": runtime})}
+                )
+            case ("time", seconds):
+                world.now += seconds
+        before = {r.name: r for r in world.replicas}
+        actions = world.step(1)
+        for action in actions:
+            if isinstance(action, Stop) and before[action.replica].phase is Phase.READY:
+                raise AssertionError(f"{action.replica} was ready and is stopped without a drain")
+        assert world.step() == [], "a plan applied twice changes nothing"
+        assert len({r.name for r in world.replicas}) == len(world.replicas)
+
+
+def _model(name: str, memory: int) -> Model:
+    return Model.model_validate(
+        {
+            "apiVersion": "tangram.dev/v1alpha1",
+            "kind": "Model",
+            "metadata": {"name": name},
+            "spec": {
+                "runtime": {"model": "/m.py"},
+                "slice": {"memory": {"request": f"{memory}Mi"}, "compute": 20},
+                "scaling": {"maxReplicas": 20},
+            },
+        }
+    )
+
+
+def test_a_model_that_no_device_could_hold_is_known(fleet: Inventory, make_model: Any) -> None:
+    assert planner.unplaceable(make_model(memory="999Mi"), fleet) is None
+    refusal = planner.unplaceable(make_model(memory="1001Mi"), fleet)
+    assert refusal is not None
+    assert refusal.permanent
+
+
+def test_only_a_ready_replica_of_the_wanted_revision_is_undrained(fleet: Inventory, make_model: Any) -> None:
+    world = World(fleet, make_model())
+    world.step(digits=1)
+    world.ready()
+    world.step(1, digits=0)
+    world.replicas = tuple(replace(r, revision="0ld") for r in world.replicas)
+    assert [type(a) for a in world.step(1, digits=1)] == [Start]
