@@ -1,0 +1,261 @@
+"""The controller's process: `python -m tangram.control.main`, started by the supervisor.
+
+It finds the replicas of its state directory again, applies the fleet's file if it has changed since it was last
+applied, and only then lets the gateway workers and the admin API in.
+
+SIGTERM ends the controller and leaves the replicas running, for the next one to adopt. SIGINT stops them first.
+Exit code 2, after a line that begins with `error: `, means that it cannot run as it was told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from autoscaler.policy import State as PolicyState
+from gateway.wire import Report
+from packer.inventory import Device
+from tangram.control.api import make_app
+from tangram.control.controller import Controller
+from tangram.control.logs import set_up_logging
+from tangram.control.loop import ControlLoop
+from tangram.control.paths import StatePaths, file_digest
+from tangram.control.security import TokenError, load_token
+from tangram.control.state import ControllerState, ModelState
+from tangram.control.store import Store, StoreError
+from tangram.control.wire_server import WireServer
+from tangram.core import convert
+from tangram.core.demand import DemandTracker
+from tangram.core.replica import Phase, Replica
+from tangram.node.backend import InstanceRecord, InstanceStatus
+from tangram.node.discover import discover
+from tangram.node.launch import order
+from tangram.node.local import LocalBackend
+from tangram.spec import SpecError, load_documents
+
+log = logging.getLogger("tangram.controller")
+
+UNUSABLE: Final = 2
+
+
+class Unusable(Exception):
+    """The controller cannot run as it was told; the text says why and what to mend."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; options as the supervisor gives them."""
+    parser = argparse.ArgumentParser(prog="tangram-controller")
+    parser.add_argument("--state", required=True, type=Path)
+    parser.add_argument("--file", required=True, type=Path)
+    parser.add_argument("--listen", required=True)
+    parser.add_argument("--admin", required=True)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--log-json", action="store_true")
+    options = parser.parse_args(argv)
+    set_up_logging(json_lines=options.log_json)
+    try:
+        asyncio.run(_run(options))
+    except (Unusable, StoreError, SpecError, TokenError) as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return UNUSABLE
+    return 0
+
+
+async def _run(options: argparse.Namespace) -> None:
+    paths = StatePaths(options.state)
+    asked: asyncio.Queue[int] = asyncio.Queue()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, asked.put_nowait, signum)
+    store = Store(paths.database)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(store.close)
+        token = load_token(paths.root)
+        parts = await _assemble(options, paths, store)
+        stack.push_async_callback(parts.close)
+        runner = await _serve_admin(options.admin, make_app(parts.controller, token, [_host(options.admin)]))
+        stack.push_async_callback(runner.cleanup)
+        await parts.wire.start(paths.wire)
+        _write_endpoints(paths, options)
+        turning = asyncio.create_task(parts.loop.run(), name="loop")
+        # What is alive now lives as long as the process: the collector need not walk it again and again.
+        gc.collect()
+        gc.freeze()
+        told = await asked.get()
+        if told == signal.SIGINT:
+            await _stop_replicas(parts, asked)
+        turning.cancel()
+        await asyncio.gather(turning, return_exceptions=True)
+        log.info("controller ends; %s", "replicas were stopped" if told == signal.SIGINT else "replicas go on")
+
+
+class _Parts:
+    def __init__(self, controller: Controller, loop: ControlLoop, wire: WireServer, backend: LocalBackend) -> None:
+        self.controller = controller
+        self.loop = loop
+        self.wire = wire
+        self.backend = backend
+
+    async def close(self) -> None:
+        await self.loop.close()
+        await self.wire.close()
+        await self.backend.close()
+
+
+async def _assemble(options: argparse.Namespace, paths: StatePaths, store: Store) -> _Parts:
+    """Read the store, find the replicas again, apply the file; everything is at rest until the loop runs."""
+    loop = asyncio.get_running_loop()
+    term = store.next_term()
+    discovered = _discovered()
+    fleet = store.fleet()
+    state = ControllerState(
+        inventory=convert.inventory(fleet, discovered),
+        fleet=fleet,
+        demand=DemandTracker(loop.time()),
+        ordinals=store.ordinals(),
+    )
+    for name, stored in store.models().items():
+        state.models[name] = ModelState(stored.model, stored.created_at, PolicyState.initial(loop.time()))
+    happened = asyncio.Event()
+    backend = LocalBackend(paths.root, on_change=lambda _: happened.set())
+    wire = WireServer(
+        term,
+        options.workers,
+        on_report=lambda report: _take_report(state, wire, happened, report),
+        on_wake=lambda model: _wake(state, happened, model),
+        on_worker=lambda index, same: None if same else state.demand.gone(index),
+    )
+    control = ControlLoop(state, store, backend, wire, backend.ports, happened)
+    controller = Controller(
+        state, store, backend, wire, control, term=term, gateway=f"http://{options.listen}", discovered=discovered
+    )
+    await _adopt(state, store, backend)
+    _apply_file(options.file, controller, store)
+    controller.adopting = False
+    log.info("term %d begins with %d models and %d replicas", term, len(state.models), len(state.replicas))
+    return _Parts(controller, control, wire, backend)
+
+
+def _discovered() -> Sequence[Device]:
+    found = discover(socket.gethostname())
+    for reason in found.reasons:
+        log.info("GPUs: %s", reason)
+    return found.devices
+
+
+async def _adopt(state: ControllerState, store: Store, backend: LocalBackend) -> None:
+    """Match the replicas on record with the processes that live; what has no record is ended."""
+    recorded = {r.name: r for r in store.replicas()}
+    records = []
+    for replica in recorded.values():
+        entry = state.models.get(replica.model)
+        device = next((d for d in state.inventory.devices if d.id == replica.placement.device), None)
+        if entry is None or device is None or replica.pid is None or replica.start_ticks is None:
+            continue
+        cores = convert.cores(entry.model, replica, state.inventory)
+        again = order(entry.model, replica.name, replica.port, device, cores)
+        records.append(
+            InstanceRecord(again, replica.pid, replica.start_ticks, replica.started_at, replica.ready_at)
+        )
+    found = await backend.adopt(records)
+    backend.ports.reserve([r.port for r in recorded.values()])
+    for name, status in found.items():
+        if name not in recorded:
+            log.warning("%s (pid %d) has no record; it is ended", name, status.pid)
+            await backend.stop(name, 5.0)
+            backend.forget(name)
+    state.replicas = {n: _with_process(r, found.get(n)) for n, r in recorded.items()}
+
+
+def _with_process(replica: Replica, status: InstanceStatus | None) -> Replica:
+    """A start that was recorded, and done, without its process being recorded: it is known by its marker."""
+    if status is None or replica.pid is not None or replica.phase is not Phase.STARTING:
+        return replica
+    return replace(replica, pid=status.pid, start_ticks=status.start_ticks, started_at=status.started_at)
+
+
+def _apply_file(file: Path, controller: Controller, store: Store) -> None:
+    """Apply the file if it is not the one applied last; models that only the former one declared are removed."""
+    try:
+        digest = f"{file.resolve()} {file_digest(file)}"
+    except OSError as error:
+        raise Unusable(f"{file}: cannot be read: {error.strerror}") from error
+    if store.meta("file") == digest:
+        return
+    documents = load_documents(file)
+    names = [m.name for m in documents.models]
+    former = json.loads(store.meta("file_models") or "[]")
+    try:
+        controller.take(documents, remove=[n for n in former if n not in names])
+    except SpecError as error:
+        raise SpecError("\n".join(f"{file}: {line}" for line in str(error).splitlines())) from error
+    with store.transaction():
+        store.set_meta("file", digest)
+        store.set_meta("file_models", json.dumps(names))
+
+
+def _take_report(state: ControllerState, wire: WireServer, happened: asyncio.Event, report: Report) -> None:
+    state.demand.report(report, asyncio.get_running_loop().time())
+    if any(r.phase is Phase.DRAINING and wire.drained(r.name) for r in state.replicas.values()):
+        happened.set()
+
+
+def _wake(state: ControllerState, happened: asyncio.Event, model: str) -> None:
+    entry = state.models.get(model)
+    if entry is not None:
+        entry.woken = True
+        happened.set()
+
+
+async def _stop_replicas(parts: _Parts, asked: asyncio.Queue[int]) -> None:
+    """Stop every replica, SIGTERM before SIGKILL; a second signal ends the wait."""
+    parts.loop.begin_stop(time.time())
+    hasten = asyncio.create_task(asked.get())
+    gone = asyncio.create_task(parts.loop.emptied.wait())
+    await asyncio.wait({hasten, gone}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (hasten, gone):
+        task.cancel()
+
+
+async def _serve_admin(address: str, app: web.Application) -> web.AppRunner:
+    host, _, port = address.rpartition(":")
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.5)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host.strip("[]"), int(port)).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise Unusable(f"--admin {address}: cannot listen: {os.strerror(error.errno or 0)}") from error
+    return runner
+
+
+def _host(address: str) -> str:
+    return address.rpartition(":")[0].strip("[]")
+
+
+def _write_endpoints(paths: StatePaths, options: argparse.Namespace) -> None:
+    text = json.dumps(
+        {"gateway": f"http://{options.listen}", "admin": f"http://{options.admin}", "pid": os.getppid()}, indent=1
+    )
+    part = paths.endpoints.with_suffix(".part")
+    part.write_text(text + "\n")
+    part.replace(paths.endpoints)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""The controller's state as the views of the admin API. Pure: nothing here changes anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from autoscaler.types import Recommendation, SignalReading
+from tangram.control.state import ControllerState, ModelState, natural
+from tangram.control.views import (
+    ConditionView,
+    DecisionView,
+    DeviceView,
+    ExplainView,
+    ModelView,
+    PlacementView,
+    ReplicaView,
+    SignalView,
+)
+from tangram.core.decision import Decision
+from tangram.core.replica import Phase, Replica
+
+
+def model_view(state: ControllerState, entry: ModelState, monotonic: float) -> ModelView:
+    """One row of `get models`."""
+    model = entry.model
+    scaling = model.spec.scaling
+    p50, p99 = state.demand.latency_s(model.name, (0.5, 0.99))
+    wanted = entry.recommendation
+    return ModelView(
+        name=model.name,
+        project=model.spec.project,
+        priority=model.spec.priority,
+        runtime=model.spec.runtime.kind.value,
+        ready=state.count(model.name, Phase.READY),
+        starting=state.count(model.name, Phase.STARTING, Phase.CRASHED, Phase.UNREADY),
+        draining=state.count(model.name, Phase.DRAINING, Phase.STOPPING),
+        desired=wanted.replicas if wanted else 0,
+        min_replicas=scaling.min_replicas,
+        max_replicas=scaling.max_replicas,
+        fixed_replicas=scaling.replicas,
+        target_qps=scaling.target_qps,
+        qps=state.demand.qps(model.name, monotonic),
+        in_flight=state.demand.in_flight(model.name),
+        queued=state.demand.queued(model.name),
+        p50_ms=None if p50 is None else round(p50 * 1000, 2),
+        p99_ms=None if p99 is None else round(p99 * 1000, 2),
+        signal=wanted.signal if wanted else "",
+        revision=model.revision,
+        conditions=_conditions(state, entry),
+        created_at=entry.created_at,
+    )
+
+
+def _conditions(state: ControllerState, entry: ModelState) -> tuple[ConditionView, ...]:
+    name, latest = entry.model.name, entry.latest
+    ready = state.count(name, Phase.READY)
+    wanted = entry.recommendation.replicas if entry.recommendation else 0
+    current = sum(r.live and r.revision == entry.model.revision for r in state.of_model(name))
+    refused = latest.refused if latest else ()
+    troubled = [r for r in state.of_model(name) if r.phase in (Phase.CRASHED, Phase.UNREADY)]
+    return (
+        ConditionView(
+            type="Ready",
+            status="True" if ready or not wanted else "False",
+            reason="ScaledToZero" if not wanted else ("ReplicasReady" if ready else "NoReplicaReady"),
+            message=f"{ready} of {wanted} ready",
+        ),
+        ConditionView(
+            type="Placed",
+            status="False" if refused else "True",
+            reason="NoFit" if refused else "AllPlaced",
+            message="; ".join(refused),
+        ),
+        ConditionView(
+            type="Healthy",
+            status="False" if troubled else "True",
+            reason=troubled[0].phase.value if troubled else "NoTrouble",
+            message="; ".join(f"{r.name}: {r.message}" for r in troubled),
+        ),
+        ConditionView(
+            type="UpToDate",
+            status="True" if current == len([r for r in state.of_model(name) if r.live]) else "False",
+            reason="RolledOut" if current == len([r for r in state.of_model(name) if r.live]) else "Rolling",
+            message=f"revision {entry.model.revision}",
+        ),
+    )
+
+
+def replica_view(state: ControllerState, replica: Replica) -> ReplicaView:
+    """One row of `get replicas`."""
+    status = state.statuses.get(replica.name)
+    request = replica.placement.request
+    return ReplicaView(
+        name=replica.name,
+        model=replica.model,
+        revision=replica.revision,
+        phase=replica.phase.value,
+        node=replica.placement.node,
+        device=replica.placement.device,
+        memory_request=request.memory_mib,
+        memory_limit=request.limit_mib,
+        compute=request.compute,
+        mechanism=request.mechanism,
+        port=replica.port,
+        pid=replica.pid,
+        restarts=replica.restarts,
+        in_flight=state.demand.replica_in_flight(replica.model, replica.name),
+        cpu_percent=status.cpu_percent if status else None,
+        memory=status.memory_mib if status else None,
+        created_at=replica.created_at,
+        started_at=replica.started_at,
+        ready_at=replica.ready_at,
+        message=replica.message,
+    )
+
+
+def replica_views(state: ControllerState, model: str | None = None) -> list[ReplicaView]:
+    """Rows of `get replicas`, by name."""
+    chosen = (r for r in state.replicas.values() if model is None or r.model == model)
+    return [replica_view(state, r) for r in sorted(chosen, key=natural)]
+
+
+def device_views(state: ControllerState) -> list[DeviceView]:
+    """Rows of `get devices`, by id."""
+    views = []
+    for device in sorted(state.inventory.devices, key=lambda d: d.id):
+        there = sorted((r for r in state.replicas.values() if r.placement.device == device.id), key=natural)
+        used = [
+            s.memory_mib for r in there if (s := state.statuses.get(r.name)) is not None and s.memory_mib is not None
+        ]
+        views.append(
+            DeviceView(
+                id=device.id,
+                node=device.node,
+                model=device.model,
+                memory_total=device.memory_mib,
+                memory_reserve=device.reserve_mib,
+                memory_requested=sum(r.placement.request.memory_mib for r in there),
+                memory_used=round(sum(used), 1) if "virtual" in device.mechanisms else None,
+                compute_requested=sum(r.placement.request.compute for r in there),
+                clients=len(there),
+                max_clients=device.max_clients,
+                mechanisms=tuple(sorted(device.mechanisms)),
+                healthy=device.healthy,
+                replicas=tuple(r.name for r in there),
+            )
+        )
+    return views
+
+
+def signal_view(reading: SignalReading) -> SignalView:
+    """What one signal said."""
+    return SignalView(
+        name=reading.name,
+        value=None if reading.value is None else round(reading.value, 3),
+        target=reading.target,
+        replicas=reading.replicas,
+        note=reading.note,
+    )
+
+
+def decision_view(decision: Decision) -> DecisionView:
+    """A decision as it is recorded; its number is given by the store."""
+    recommendation: Recommendation = decision.recommendation
+    return DecisionView(
+        id=0,
+        at=decision.at,
+        model=decision.model,
+        previous=recommendation.previous,
+        wanted=recommendation.replicas,
+        granted=decision.granted,
+        signal=recommendation.signal,
+        signals=tuple(map(signal_view, recommendation.readings)),
+        reasons=recommendation.reasons,
+        actions=decision.actions,
+        placements=tuple(
+            PlacementView(
+                replica=p.request.id,
+                device=p.device,
+                score=round(p.score, 4),
+                why=p.why,
+                alternatives=tuple(f"{a.device} ({a.score:.3f}): {a.why}" for a in p.alternatives),
+            )
+            for p in decision.placements
+        ),
+        refused=decision.refused,
+    )
+
+
+def explain_view(
+    state: ControllerState, entry: ModelState, decisions: Sequence[DecisionView], now: float, monotonic: float
+) -> ExplainView:
+    """Why this many, why there."""
+    name = entry.model.name
+    replicas = replica_views(state, name)
+    return ExplainView(
+        model=name,
+        at=now,
+        summary=_summary(state, entry, monotonic),
+        qps=state.demand.qps(name, monotonic),
+        latest=decision_view(entry.latest) if entry.latest else None,
+        decisions=tuple(decisions),
+        replicas=tuple(replicas),
+    )
+
+
+def _summary(state: ControllerState, entry: ModelState, monotonic: float) -> str:
+    name, wanted = entry.model.name, entry.recommendation
+    if wanted is None:
+        return "no turn of the loop has looked at this model yet"
+    qps = state.demand.qps(name, monotonic)
+    ready = state.count(name, Phase.READY)
+    starting = state.count(name, Phase.STARTING, Phase.CRASHED, Phase.UNREADY)
+    seen = "no demand measured yet" if qps is None else f"{qps:.1f} requests/s"
+    there = f"{ready} ready" + (f", {starting} on the way" if starting else "")
+    text = f"{seen}; {wanted.replicas} wanted, decided by {wanted.signal}; {there}"
+    if entry.latest and entry.latest.refused:
+        text += "; no place for more: " + "; ".join(entry.latest.refused)
+    return text

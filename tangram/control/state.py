@@ -1,0 +1,79 @@
+"""What the controller holds in memory: specs, replicas, and what it has learned and decided of each model."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from autoscaler.policy import State as PolicyState
+from autoscaler.types import Recommendation
+from packer.inventory import Inventory
+from tangram.core.decision import Decision
+from tangram.core.demand import DemandTracker
+from tangram.core.planner import Attempts
+from tangram.core.replica import Phase, Replica
+from tangram.node.backend import InstanceStatus
+from tangram.spec import Fleet, Model
+
+
+@dataclass(slots=True)
+class ModelState:
+    """One model in force."""
+
+    model: Model
+    created_at: float
+    policy_state: PolicyState
+    recommendation: Recommendation | None = None
+    latest: Decision | None = None
+    """Of the last turn of the loop, eventful or not."""
+    recorded: tuple[int, tuple[str, ...]] | None = None
+    """Count wanted and refusals of the decision recorded last."""
+    attempts: Attempts = field(default_factory=Attempts)
+    start_times_s: deque[float] = field(default_factory=lambda: deque(maxlen=8))
+    """Seconds to ready of the last starts."""
+    woken: bool = False
+
+    @property
+    def expected_start_s(self) -> float | None:
+        """Median of the last times to ready; None before the first."""
+        times = sorted(self.start_times_s)
+        return times[len(times) // 2] if times else None
+
+
+@dataclass(slots=True)
+class ControllerState:
+    """All of it. `replicas` holds what is on record; `statuses` what the node last saw."""
+
+    inventory: Inventory
+    fleet: Fleet | None
+    demand: DemandTracker
+    models: dict[str, ModelState] = field(default_factory=dict)
+    replicas: dict[str, Replica] = field(default_factory=dict)
+    statuses: Mapping[str, InstanceStatus] = field(default_factory=dict)
+    ordinals: dict[str, int] = field(default_factory=dict)
+    oversold: tuple[str, ...] = ()
+
+    def of_model(self, name: str) -> list[Replica]:
+        """Replicas of a model, by name."""
+        return sorted((r for r in self.replicas.values() if r.model == name), key=natural)
+
+    def count(self, name: str, *phases: Phase) -> int:
+        """Replicas of a model in any of the phases."""
+        return sum(r.model == name and r.phase in phases for r in self.replicas.values())
+
+
+def natural(replica: Replica) -> tuple[str, int]:
+    """Sort key that puts digits-2 before digits-10."""
+    _, _, number = replica.name.rpartition("-")
+    return replica.model, int(number) if number.isdigit() else 0
+
+
+def free_slots(replicas: Iterable[Replica]) -> Iterable[int]:
+    """Columns of the workers' shared memory that no replica holds, lowest first."""
+    taken = {r.slot for r in replicas}
+    slot = 0
+    while True:
+        if slot not in taken:
+            yield slot
+        slot += 1

@@ -1,0 +1,332 @@
+"""Keeps a controller and the gateway workers running: `tangram up` becomes this process.
+
+It starts what is not there and starts again what ends, with back-off for what keeps ending. It is the subreaper of
+all processes below it, so that Instances whose controller died come to it and leave no zombies. It holds no state of
+its own: if it is killed, everything else goes on, and the next `up` finds each process by the markers in its
+environment. One whose command line and file are still the same is adopted; another is replaced.
+
+SIGINT, SIGTERM and SIGHUP stop everything, in the order in which no request is lost: gateway workers drain, then the
+controller stops the replicas, then itself. A second signal hastens. Standard library only, to stay small.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import fcntl
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from tangram.control.paths import FILE_MARKER, ROLE_MARKER, STATE_MARKER, StatePaths, file_digest
+from tangram.node.processes import (
+    Found,
+    child_environment,
+    end_processes,
+    find_processes,
+    has_ended,
+    open_process,
+    read_stat,
+    reap,
+    signal_process,
+    spawn,
+)
+
+#: Seconds before the n-th start in a row of a process that ended within PROVEN_S; the last one repeats.
+RESTART_DELAYS_S: Final = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+PROVEN_S: Final = 10.0
+#: Seconds the gateway workers may drain, and the controller may stop the replicas.
+DRAIN_S: Final = 35.0
+STOP_REPLICAS_S: Final = 30.0
+#: Exit code of a controller (and of ours) that cannot run as it was told; starting it again would not help.
+UNUSABLE: Final = 2
+
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_CONTROLLER: Final = "controller"
+_STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(slots=True)
+class Part:
+    """The controller or one worker."""
+
+    role: str
+    argv: list[str]
+    markers: dict[str, str]
+    pid: int = 0
+    start_ticks: int = 0
+    fd: int = -1
+    """pidfd of the process that runs; -1 while none does."""
+    started_at: float = 0.0
+    failures: int = 0
+    start_at: float | None = None
+    """When it is to be started (monotonic); None while it runs."""
+    log_offset: int = 0
+    adopted: bool = False
+
+    @property
+    def running(self) -> bool:
+        return self.fd >= 0
+
+
+@dataclass(slots=True)
+class Supervisor:
+    """One installation's parts, by the command line."""
+
+    paths: StatePaths
+    parts: list[Part]
+    started: bool = False
+    signals: list[int] = field(default_factory=list)
+    wakeup: socket.socket | None = None
+
+    # --- start and adopt ---
+
+    def adopt(self) -> None:
+        """Take over what a former supervisor left, and mark the rest to be started."""
+        there: dict[str, Found] = {}
+        for process in find_processes(self.paths.root):
+            role = process.env.get(ROLE_MARKER, "")
+            if role and process.session == process.pid:
+                there[role] = process
+        wanted = {part.role: part for part in self.parts}
+        for role, process in there.items():
+            part = wanted.get(role)
+            if part is not None and _same_command(process, part):
+                fd = open_process(process.pid, process.start_ticks)
+                if fd is not None:
+                    part.pid, part.start_ticks, part.fd = process.pid, process.start_ticks, fd
+                    part.started_at, part.adopted = time.monotonic(), True
+                    say(f"adopted {role} (pid {process.pid})")
+            else:
+                say(f"replacing {role} (pid {process.pid}), which was started with other settings")
+                if role == _CONTROLLER:
+                    end_processes([process], 10.0)
+                else:
+                    signal_process(process.pid, process.start_ticks, signal.SIGTERM)
+        for part in self.parts:
+            if not part.running:
+                part.start_at = time.monotonic()
+
+    def start_due(self) -> None:
+        """Start the parts whose time has come."""
+        for part in self.parts:
+            if part.start_at is None or part.start_at > time.monotonic():
+                continue
+            log = self.paths.log(part.role)
+            part.log_offset = log.stat().st_size if log.exists() else 0
+            pid = spawn(part.argv, child_environment(os.environ, {}, part.markers), log, self.paths.root)
+            stat = read_stat(pid)
+            part.pid, part.start_ticks = pid, stat.start_ticks if stat else 0
+            part.fd = os.pidfd_open(pid)
+            part.started_at, part.start_at, part.adopted = time.monotonic(), None, False
+
+    # --- watch ---
+
+    def run(self) -> int:
+        """Until told to stop, or until the controller says that it cannot run; the exit code."""
+        while True:
+            self.start_due()
+            self._wait(self._next_start())
+            if any(s in _STOP_SIGNALS for s in self.signals):
+                self.stop()
+                return 0
+            self.signals.clear()
+            self._reap_orphans()
+            for part in self.parts:
+                if part.running and has_ended(part.fd) and (code := self._ended(part)) is not None:
+                    self.stop()
+                    return code
+
+    def _ended(self, part: Part) -> int | None:
+        code = reap(part.fd)
+        os.close(part.fd)
+        part.fd = -1
+        lived = time.monotonic() - part.started_at
+        if part.role == _CONTROLLER and code == UNUSABLE:
+            for line in self._last_words(part):
+                print(f"tangram: {line}", file=sys.stderr, flush=True)
+            return UNUSABLE
+        part.failures = 1 if lived >= PROVEN_S or part.adopted else part.failures + 1
+        delay = RESTART_DELAYS_S[min(part.failures, len(RESTART_DELAYS_S)) - 1]
+        part.start_at = time.monotonic() + delay
+        how = "ended" if code is None else (f"was ended by signal {-code}" if code < 0 else f"exited with code {code}")
+        say(f"{part.role} (pid {part.pid}) {how}; starting it again" + (f" in {delay:g} s" if delay else ""))
+        if part.failures > 1:
+            for line in self._last_words(part):
+                say(f"{part.role}: {line}")
+        return None
+
+    def _last_words(self, part: Part) -> list[str]:
+        with self.paths.log(part.role).open("rb") as log:
+            log.seek(part.log_offset)
+            lines = log.read().decode(errors="replace").strip().splitlines()
+        told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        return told or lines[-1:]
+
+    def _next_start(self) -> float | None:
+        times = [p.start_at for p in self.parts if p.start_at is not None]
+        return max(0.0, min(times) - time.monotonic()) if times else None
+
+    def _wait(self, timeout_s: float | None) -> None:
+        poll = select.poll()
+        if self.wakeup is not None:
+            poll.register(self.wakeup, select.POLLIN)
+        for part in self.parts:
+            if part.running:
+                poll.register(part.fd, select.POLLIN)
+        poll.poll(None if timeout_s is None else timeout_s * 1000)
+        if self.wakeup is not None:
+            with contextlib.suppress(BlockingIOError):
+                self.signals += self.wakeup.recv(4096)
+
+    def _reap_orphans(self) -> None:
+        """Take the exit status of processes that came to us as subreaper; parts are reaped by their pidfd."""
+        ours = {p.pid for p in self.parts if p.running}
+        while True:
+            try:
+                seen = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if seen is None or seen.si_pid in ours:
+                return
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(seen.si_pid, 0)
+
+    # --- stop ---
+
+    def stop(self) -> None:
+        """Drain the gateway, stop the replicas, stop the controller; then end whatever is left."""
+        self.signals.clear()
+        workers = [p for p in self.parts if p.role != _CONTROLLER and p.running]
+        controllers = [p for p in self.parts if p.role == _CONTROLLER and p.running]
+        if workers:
+            say("draining the gateway")
+            self._end(workers, signal.SIGTERM, DRAIN_S)
+        if controllers:
+            say("stopping the replicas")
+            self._end(controllers, signal.SIGINT, STOP_REPLICAS_S)
+        left = find_processes(self.paths.root)
+        if left:
+            end_processes(left, 5.0)
+        with contextlib.suppress(FileNotFoundError):
+            self.paths.endpoints.unlink()
+        say("stopped; nothing is left running")
+
+    def _end(self, parts: Sequence[Part], signum: int, limit_s: float) -> None:
+        for part in parts:
+            signal_process(part.pid, part.start_ticks, signum)
+        until = time.monotonic() + limit_s
+        while any(p.running for p in parts) and time.monotonic() < until:
+            self._wait(until - time.monotonic())
+            for part in parts:
+                if part.running and has_ended(part.fd):
+                    reap(part.fd)
+                    os.close(part.fd)
+                    part.fd = -1
+            if any(s in _STOP_SIGNALS for s in self.signals):
+                say("hastening")
+                break
+            self._reap_orphans()
+        self.signals.clear()
+        for part in parts:
+            if part.running:
+                signal_process(part.pid, part.start_ticks, signal.SIGKILL)
+                os.close(part.fd)
+                part.fd = -1
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal; nobody may be there any more."""
+    with contextlib.suppress(OSError):
+        print(f"tangram: {text}", flush=True)
+
+
+def _same_command(process: Found, part: Part) -> bool:
+    try:
+        raw = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    argv = [os.fsdecode(a) for a in raw.rstrip(b"\0").split(b"\0")]
+    return argv == part.argv and all(process.env.get(k) == v for k, v in part.markers.items() if k != STATE_MARKER)
+
+
+def parts_of(options: argparse.Namespace, paths: StatePaths) -> list[Part]:
+    """The processes of an installation and how they are started."""
+    python = sys.executable
+    json_logs = ["--log-json"] if options.log_json else []
+    file = Path(options.file).absolute()
+
+    def markers(role: str, extra: Mapping[str, str] = {}) -> dict[str, str]:
+        return {STATE_MARKER: str(paths.root), ROLE_MARKER: role, **extra}
+
+    controller = [python, "-m", "tangram.control.main", "--state", str(paths.root), "--file", str(file)]
+    controller += ["--listen", options.listen, "--admin", options.admin, "--workers", str(options.workers), *json_logs]
+    parts = [Part(_CONTROLLER, controller, markers(_CONTROLLER, {FILE_MARKER: file_digest(file)}))]
+    for index in range(options.workers):
+        role = f"worker-{index}"
+        argv = [python, "-m", "gateway.worker", "--listen", options.listen, "--index", str(index)]
+        argv += ["--workers", str(options.workers), "--controller", str(paths.wire)]
+        argv += ["--cache", str(paths.table_cache(index)), "--limits", str(paths.limits), *json_logs]
+        parts.append(Part(role, argv, markers(role)))
+    return parts
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; the options are those of `tangram up`, which has checked them."""
+    parser = argparse.ArgumentParser(prog="tangram up")
+    parser.add_argument("--file", required=True)
+    parser.add_argument("--listen", required=True)
+    parser.add_argument("--admin", required=True)
+    parser.add_argument("--state", required=True, type=Path)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--log-json", action="store_true")
+    options = parser.parse_args(argv)
+    paths = StatePaths(options.state)
+    paths.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(
+            f"tangram: state directory {paths.root} is in use by a running `tangram up`; stop it first",
+            file=sys.stderr,
+        )
+        return UNUSABLE
+    os.ftruncate(lock, 0)
+    os.write(lock, f"{os.getpid()}\n".encode())
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+    reader, writer = socket.socketpair()
+    reader.setblocking(False)
+    writer.setblocking(False)
+    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    for signum in (*_STOP_SIGNALS, signal.SIGCHLD):
+        signal.signal(signum, lambda *_: None)
+
+    supervisor = Supervisor(paths, parts_of(options, paths), wakeup=reader)
+    supervisor.adopt()
+    supervisor.start_due()
+    banner = subprocess.Popen(
+        [sys.executable, "-m", "tangram.cli.banner", "--state", str(paths.root)],
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+    )
+    code = supervisor.run()
+    if banner.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(banner.pid, signal.SIGKILL)
+    banner.returncode = 0
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,243 @@
+"""What the admin API shows, as pydantic models: the schema of its OpenAPI document and what the CLI renders.
+
+Field names are camelCase on the wire. Memory is in MiB, compute and CPU in percent, times are Unix seconds, rates are
+requests per second.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from tangram.spec import Fleet, Model
+
+
+class _View(BaseModel):
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True, extra="forbid")
+
+
+class ErrorView(_View):
+    """Body of every answer of 400 and above."""
+
+    error: str
+    details: tuple[str, ...] = ()
+
+
+class SignalView(_View):
+    name: str
+    value: float | None
+    target: float
+    replicas: int | None
+    note: str = ""
+
+
+class ConditionView(_View):
+    """As in Kubernetes: Ready, Placed, Progressing, ..."""
+
+    type: str
+    status: Literal["True", "False", "Unknown"]
+    reason: str = ""
+    message: str = ""
+
+
+class ModelView(_View):
+    name: str
+    project: str
+    priority: int
+    runtime: str
+    ready: int
+    starting: int
+    draining: int
+    desired: int
+    min_replicas: int
+    max_replicas: int
+    fixed_replicas: int | None = None
+    target_qps: float | None = Field(default=None, alias="targetQPS")
+    qps: float | None = Field(default=None)
+    """Arrivals, None before the first full window."""
+    in_flight: int = 0
+    queued: int = 0
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    signal: str = ""
+    revision: str
+    conditions: tuple[ConditionView, ...] = ()
+    created_at: float
+
+
+ReplicaPhase = Literal["Pending", "Starting", "Ready", "Unready", "Draining", "Stopping", "CrashLoopBackOff"]
+
+
+class ReplicaView(_View):
+    name: str
+    model: str
+    revision: str
+    phase: ReplicaPhase
+    node: str
+    device: str
+    memory_request: int
+    memory_limit: int
+    compute: int
+    mechanism: str
+    port: int
+    pid: int | None = None
+    restarts: int = 0
+    in_flight: int = 0
+    cpu_percent: float | None = None
+    memory: float | None = None
+    created_at: float
+    started_at: float | None = None
+    ready_at: float | None = None
+    message: str = ""
+
+
+class DeviceView(_View):
+    id: str
+    node: str
+    model: str
+    memory_total: int
+    memory_reserve: int
+    memory_requested: int
+    """Sum of requests (the guaranteed ledger)."""
+    memory_used: float | None = None
+    """Measured."""
+    compute_requested: int
+    clients: int
+    max_clients: int
+    mechanisms: tuple[str, ...]
+    healthy: bool = True
+    replicas: tuple[str, ...] = ()
+
+
+class PlacementView(_View):
+    replica: str
+    device: str
+    score: float
+    why: str
+    alternatives: tuple[str, ...] = ()
+
+
+class DecisionView(_View):
+    """One turn of the loop for one model in which something changed or was refused."""
+
+    id: int
+    at: float
+    model: str
+    previous: int
+    wanted: int
+    granted: int
+    signal: str
+    signals: tuple[SignalView, ...] = ()
+    reasons: tuple[str, ...] = ()
+    actions: tuple[str, ...] = ()
+    """In words, in order."""
+    placements: tuple[PlacementView, ...] = ()
+    refused: tuple[str, ...] = ()
+    """Why replicas that were wanted found no place, per device class."""
+
+
+class ExplainView(_View):
+    """Why this many, why there."""
+
+    model: str
+    at: float
+    summary: str
+    qps: float | None = None
+    latest: DecisionView | None = None
+    """The latest turn of the loop for this model, acted or not."""
+    decisions: tuple[DecisionView, ...] = ()
+    """The last few that changed something, newest first."""
+    replicas: tuple[ReplicaView, ...] = ()
+
+
+class EventView(_View):
+    """One thing that happened to a model or replica, for `describe`."""
+
+    at: float
+    model: str
+    replica: str = ""
+    reason: str
+    message: str
+
+
+class DescribeView(_View):
+    model: ModelView
+    spec: Model
+    replicas: tuple[ReplicaView, ...]
+    events: tuple[EventView, ...]
+    decisions: tuple[DecisionView, ...]
+
+
+class WorkerView(_View):
+    index: int
+    pid: int
+    port: int
+    admin_port: int
+    connected: bool
+    applied: tuple[int, int]
+
+
+class StatusView(_View):
+    """Of the whole: what `up` waits for and `top` shows on its first line."""
+
+    version: str
+    term: int
+    adopting: bool
+    gateway: str
+    """URL."""
+    workers: tuple[WorkerView, ...]
+    models: int
+    replicas: int
+    oversold: tuple[str, ...] = ()
+    """Devices whose guarantees exceed their capacity; always empty unless something is wrong."""
+    started_at: float
+
+
+class ApplyRequest(_View):
+    """Raw documents (Model, Fleet) as in a YAML file; all are taken or none."""
+
+    documents: tuple[dict[str, object], ...]
+    dry_run: bool = False
+
+
+class AppliedView(_View):
+    kind: Literal["Model", "Fleet"]
+    name: str
+    change: Literal["created", "configured", "unchanged"]
+
+
+class ApplyView(_View):
+    applied: tuple[AppliedView, ...]
+
+
+class ScaleRequest(_View):
+    """What `tangram set` changes; absent fields stay. `replicas: "auto"` ends a fixed count."""
+
+    replicas: int | Literal["auto"] | None = None
+    target_qps: float | None = Field(default=None, alias="targetQPS", gt=0)
+    min_replicas: int | None = Field(default=None, ge=0)
+    max_replicas: int | None = Field(default=None, ge=1)
+
+
+class PackedReplicaView(_View):
+    model: str
+    replica: str
+    device: str | None
+    memory: int
+    compute: int
+    why: str
+
+
+class PackView(_View):
+    """A placement worked out and not carried out."""
+
+    replicas: tuple[PackedReplicaView, ...]
+    devices: tuple[DeviceView, ...]
+    room: dict[str, int]
+    """How many more replicas of each model would fit."""
+
+
+class FleetView(_View):
+    fleet: Fleet | None
