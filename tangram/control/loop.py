@@ -268,7 +268,9 @@ class ControlLoop:
             next_ordinal=state.ordinals,
         )
         desired = {
-            n: planner.Desired(m.model, m.recommendation.replicas) for n, m in state.models.items() if m.recommendation
+            n: planner.Desired(m.model, m.recommendation.replicas, m.recommendation.signal)
+            for n, m in state.models.items()
+            if m.recommendation
         }
         outcome = planner.plan(observed, desired, planner.ledger_of(state.inventory, replicas), now)
         for name, attempts in outcome.attempts.items():

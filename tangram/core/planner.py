@@ -111,6 +111,13 @@ class Desired:
 
     model: Model
     count: int
+    because: str = ""
+    """What decided the count, for the actions' reasons."""
+
+    @property
+    def wanted(self) -> str:
+        """The count in words."""
+        return f"{self.count} wanted" + (f" ({self.because})" if self.because else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +203,7 @@ class _Draft:
         elif len(new) < want.count:
             self._grow(want, want.count - len(new), replicas)
         else:
-            why = f"{want.count} wanted, {len(new)} there"
+            why = f"{want.wanted}, {len(new)} there"
             for replica in _victims(new, len(new) - want.count):
                 self._let_go(replica, why)
 
@@ -252,7 +259,7 @@ class _Draft:
         draining.sort(key=lambda r: (-r.since, r.name))
         back = draining[:missing]
         for replica in back:
-            self._actions.append(Undrain(replica.name, replica.model, f"{want.count} wanted again"))
+            self._actions.append(Undrain(replica.name, replica.model, f"{want.wanted} again"))
         missing -= len(back)
         return len(back) + (self._start(want, missing) if missing > 0 else 0)
 
@@ -285,7 +292,7 @@ class _Draft:
                 since=self._now,
                 progress_since=self._now,
             )
-            self._actions.append(Start(replica, f"{want.count} wanted"))
+            self._actions.append(Start(replica, want.wanted))
             started += 1
         if refused:
             self._refusals[model.name] = tuple(refused)
@@ -297,7 +304,7 @@ class _Draft:
             self._let_go(replica, f"replaced by revision {revision}")
             old.remove(replica)
         for replica in _victims(new, len(new) - count):
-            self._let_go(replica, f"{count} wanted, {len(new)} there")
+            self._let_go(replica, f"{want.wanted}, {len(new)} there")
             new.remove(replica)
         ready_new = sum(r.phase is Phase.READY for r in new)
         surplus = ready_new + len(old) - count
