@@ -36,6 +36,8 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 
 API_VERSION: Final = "tangram.dev/v1alpha1"
+#: Replicas of one model at most: a slip of the finger must not have the planner place a billion.
+MAX_REPLICAS: Final = 10_000
 
 _SUFFIXES: Final[Mapping[str, Decimal]] = {
     "": Decimal(1),
@@ -327,9 +329,9 @@ class Objective(_Doc):
 
 
 class Scaling(_Doc):
-    min_replicas: Annotated[int, Field(ge=0)] = 1
-    max_replicas: Annotated[int, Field(ge=1)] = 1
-    replicas: Annotated[int, Field(ge=0)] | None = None
+    min_replicas: Annotated[int, Field(ge=0, le=MAX_REPLICAS)] = 1
+    max_replicas: Annotated[int, Field(ge=1, le=MAX_REPLICAS)] = 1
+    replicas: Annotated[int, Field(ge=0, le=MAX_REPLICAS)] | None = None
     """A fixed count, set by hand; the autoscaler then advises but does not act. Absent: automatic."""
     target_qps: Annotated[Positive | None, Field(alias="targetQPS")] = None
     """Requests per second that one ready replica should serve."""
@@ -346,6 +348,11 @@ class Scaling(_Doc):
             raise ValueError(
                 f"minReplicas {self.min_replicas} is greater than maxReplicas {self.max_replicas}; "
                 "lower minReplicas or raise maxReplicas"
+            )
+        if self.replicas is not None and self.replicas > self.max_replicas:
+            raise ValueError(
+                f"replicas {self.replicas} is greater than maxReplicas {self.max_replicas}; "
+                "lower replicas or raise maxReplicas"
             )
         if len({m.type for m in self.metrics}) != len(self.metrics):
             raise ValueError("metrics names a type twice; keep one entry of each type")

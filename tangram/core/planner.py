@@ -29,7 +29,7 @@ from typing import Final
 
 from packer.inventory import Inventory, NoFit
 from packer.ledger import Ledger
-from packer.place import place
+from packer.place import place, room
 from tangram.core.convert import slice_request
 from tangram.core.replica import Phase, Replica
 from tangram.spec import Model
@@ -274,17 +274,19 @@ class _Draft:
             return 0
         avoid = frozenset(d for d, until in attempts.avoid.items() if until > self._now)
         first = self._observed.next_ordinal.get(model.name, 1)
-        names = [f"{model.name}-{first + i}" for i in range(missing)]
-        outcomes = place(self._ledger.inventory(), [slice_request(model, name, avoid) for name in names])
-        refused: list[NoFit] = []
+        inventory = self._ledger.inventory()
+        # One more than there is room for tells why the rest found no place.
+        asked = min(missing, room(inventory, slice_request(model, model.name)) + 1)
+        requests = [slice_request(model, f"{model.name}-{first + i}", avoid) for i in range(asked)]
+        refusal: NoFit | None = None
         started = 0
-        for name, outcome in zip(names, outcomes, strict=True):
+        for outcome in place(inventory, requests):
             if isinstance(outcome, NoFit):
-                refused.append(outcome)
+                refusal = outcome
                 continue
             self._ledger = self._ledger.reserve(outcome)
             replica = Replica(
-                name=name,
+                name=outcome.request.id,
                 model=model.name,
                 revision=model.revision,
                 placement=outcome,
@@ -294,8 +296,8 @@ class _Draft:
             )
             self._actions.append(Start(replica, want.wanted))
             started += 1
-        if refused:
-            self._refusals[model.name] = tuple(refused)
+        if refusal is not None:
+            self._refusals[model.name] = (refusal,) * (missing - started)
         return started
 
     def _roll(self, want: Desired, new: list[Replica], old: list[Replica], replicas: Sequence[Replica]) -> None:
