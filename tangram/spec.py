@@ -122,9 +122,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class _Doc(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True, validate_default=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, validate_default=True)
 
 
 class Metadata(_Doc):
@@ -594,7 +592,12 @@ _MESSAGES: Final[Mapping[str, str]] = {
 def explain_validation(error: ValidationError) -> list[str]:
     """One line per problem: path of the field, what is wrong with which value."""
     lines = []
-    for problem in error.errors(include_url=False):
+    problems = error.errors(include_url=False)
+    for problem in problems:
+        depth = len(problem["loc"])
+        if problem["type"] == "too_short" and any(p["loc"][:depth] == problem["loc"] != p["loc"] for p in problems):
+            # Its items are there, and wrong.
+            continue
         path = ""
         for part in problem["loc"]:
             path += f"[{part}]" if isinstance(part, int) else f".{part}"
