@@ -25,11 +25,11 @@ from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import LineTooLong
 
 from gateway import headers
+from gateway.listener import BACKLOG
 from gateway.proxy import Proxy
 
 log = logging.getLogger("gateway.app")
 
-_BACKLOG: Final = 2048
 _IDLE_TIMEOUT_S: Final = 75.0
 _MAX_HEADER_BYTES: Final = 16 * 1024
 _IDLE_GRACE_S: Final = 1.0
@@ -105,26 +105,6 @@ class _ClientServer(web.Server):
         return _ClientConnection(self, loop=self._loop, **self._kwargs)
 
 
-def listening_socket(host: str, port: int) -> socket.socket:
-    """A listening socket on a port that other workers may share. Raises OSError."""
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    made = socket.socket(family, kind, protocol)
-    try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        made.bind(address)
-        made.listen(_BACKLOG)
-        made.setblocking(False)
-    except BaseException:
-        made.close()
-        raise
-    return made
-
-
 class Front:
     """The server of clients' requests."""
 
@@ -140,7 +120,7 @@ class Front:
         """Accept connections."""
         # The event loop closes the socket that it is given; the other handle stays, to empty the queue at the end.
         self._listening = await asyncio.get_running_loop().create_server(
-            self._server, sock=self._listener.dup(), backlog=_BACKLOG
+            self._server, sock=self._listener.dup(), backlog=BACKLOG
         )
 
     @property
@@ -180,6 +160,9 @@ class Front:
             accepted.setblocking(False)
             with suppress(OSError):
                 await asyncio.get_running_loop().connect_accepted_socket(self._server, accepted)
+        with suppress(OSError):
+            # For all who hold it: a connection that is queued now would wait for nobody.
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
     async def _until_gone(self, end: float) -> bool:

@@ -28,11 +28,12 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from gateway import limits, wire
-from gateway.app import Admin, Front, listening_socket
+from gateway.app import Admin, Front
 from gateway.dispatch import Dispatcher
 from gateway.engine import Engine
 from gateway.limits import Limits
 from gateway.link import Link, TableCache
+from gateway.listener import inherited_socket, listening_socket, parse_address
 from gateway.logs import configure
 from gateway.meter import Meter
 from gateway.proxy import Proxy
@@ -193,7 +194,7 @@ async def serve(options: argparse.Namespace) -> None:
     """Run a worker until a signal tells it to leave. Raises StartError."""
     host, port = options.listen
     try:
-        listener = listening_socket(host, port)
+        listener = inherited_socket() or listening_socket(host, port)
     except OSError as error:
         raise StartError(f"--listen {host}:{port}: {error.strerror}; choose another address") from None
     worker = Worker(options, listener)
@@ -204,10 +205,10 @@ async def serve(options: argparse.Namespace) -> None:
 
 
 def _address(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an address; write HOST:PORT, for example 127.0.0.1:8080")
-    return host.removeprefix("[").removesuffix("]") or "0.0.0.0", int(port)
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

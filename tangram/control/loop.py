@@ -207,7 +207,7 @@ class ControlLoop:
         demand = self.state.demand
         if measure:
             demand.begin(monotonic)
-        for name, entry in self.state.models.items():
+        for entry in self.state.models.values():
             if not measure and not entry.woken and entry.recommendation is not None:
                 continue
             sample = self._sample(entry, monotonic) if measure else Sample(dt=0.0, arrivals=0, wake=entry.woken)

@@ -18,10 +18,11 @@ import pytest
 import uvloop
 
 from gateway import wire
-from gateway.app import Front, listening_socket
+from gateway.app import Front
 from gateway.dispatch import Dispatcher
 from gateway.engine import Engine
 from gateway.limits import Limits
+from gateway.listener import listening_socket
 from gateway.meter import Meter
 from gateway.proxy import Proxy
 from gateway.upstream import Pools
