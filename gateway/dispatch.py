@@ -86,6 +86,10 @@ class Lease:
     start_s: float = 0.0
     """Waited while there was none."""
     open: bool = True
+    sent_at: float | None = None
+    """When the request was sent whole; None before, and once an answer has begun."""
+    begun: bool = False
+    """Whether an answer has begun."""
 
 
 @dataclass(slots=True)
@@ -117,6 +121,7 @@ class Dispatcher:
         self._rng = rng
         self._served: dict[str, Served] = {}
         self._waiting: set[Served] = set()
+        self._ailing: set[Served] = set()
 
     def __repr__(self) -> str:
         return f"<Dispatcher at {self.table.version}: {len(self._served)} models, {len(self._waiting)} waited for>"
@@ -255,6 +260,21 @@ class Dispatcher:
         if served.room.leave(ticket):
             self._left(served, 1, now)
 
+    def sent(self, lease: Lease, now: float) -> None:
+        """The request of a lease was sent whole: from now on the endpoint is what is waited for."""
+        if lease.open and lease.sent_at is None and not lease.begun:
+            lease.sent_at = now
+            lease.endpoint.vitals.sent(now)
+
+    def answering(self, lease: Lease, now: float) -> None:
+        """The first byte of an answer came."""
+        if lease.sent_at is not None:
+            lease.endpoint.vitals.answering(now - lease.sent_at, now)
+            lease.sent_at = None
+        if lease.open and not lease.begun:
+            lease.begun = True
+            lease.endpoint.vitals.begun += 1
+
     def release(self, lease: Lease, outcome: Outcome, now: float) -> Effects:
         """Give back a lease: the one place where requests in flight become fewer."""
         if not lease.open:
@@ -273,6 +293,7 @@ class Dispatcher:
             meter.failures += 1
             if outcome is not Outcome.TIMED_OUT:
                 endpoint.fail(now, unreachable=outcome is Outcome.UNREACHABLE)
+        self._examine(lease, outcome, now)
         effects = Effects()
         if endpoint.leaving:
             served.route.forget(endpoint)
@@ -281,6 +302,47 @@ class Dispatcher:
             effects.merge(self._grant(served, now))
         self._forget(served)
         return effects
+
+    # --- health ---
+
+    @property
+    def ailing(self) -> bool:
+        """Whether endpoints are ejected, so that `probes` has to be asked for."""
+        return bool(self._ailing)
+
+    def probes(self, now: float) -> list[tuple[Served, routing.Endpoint]]:
+        """Ejected endpoints to probe now; each is answered with `probed`."""
+        due: list[tuple[Served, routing.Endpoint]] = []
+        for served in list(self._ailing):
+            if served.removed or not served.route.detector.out:
+                self._ailing.discard(served)
+                continue
+            ejected = {id(p) for p in served.route.detector.due(served.route.usable, now)}
+            due += [(served, e) for e in served.route.usable if id(e) in ejected]
+        return due
+
+    def probed(self, served: Served, endpoint: routing.Endpoint, now: float, *, well: bool) -> Effects:
+        """How a probe went; an endpoint that is back may take those who wait."""
+        if not served.route.detector.probed(endpoint, served.route.usable, well=well, now=now):
+            return Effects()
+        endpoint.succeed()
+        served.route.readmitted()
+        return self._grant(served, now) if served.room.count else Effects()
+
+    def _examine(self, lease: Lease, outcome: Outcome, now: float) -> None:
+        route, endpoint = lease.served.route, lease.endpoint
+        if lease.sent_at is not None:
+            endpoint.vitals.answering(None, now)
+            lease.sent_at = None
+        if lease.begun:
+            endpoint.vitals.begun -= 1
+        if outcome is Outcome.ANSWERED:
+            route.detector.succeeded(endpoint, now)
+        elif outcome not in (Outcome.ABANDONED, Outcome.STALE) and not endpoint.leaving:
+            unreachable = outcome is Outcome.UNREACHABLE
+            route.detector.failed(endpoint, route.usable, now, unreachable=unreachable)
+        if not lease.served.removed and route.detector.out:
+            self._ailing.add(lease.served)
 
     # --- time ---
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from gateway.dispatch import Dispatcher, Effects, Lease, Outcome, Refusal, Served
+from gateway.probing import Prober
 from gateway.upstream import Pools
 from gateway.waiting import Ticket
 
@@ -28,6 +29,7 @@ class Engine:
         self._report = report
         self._loop = asyncio.get_running_loop()
         self._ticker: asyncio.TimerHandle | None = None
+        self._prober = Prober(dispatcher, self.carry_out)
 
     async def admit(
         self, served: Served, *, nbytes: int, gives_up: float, entered: float | None, wakes: bool
@@ -78,6 +80,8 @@ class Engine:
     def release(self, lease: Lease, outcome: Outcome) -> None:
         """Give back a lease, and wake whom that helps."""
         self.carry_out(self.dispatcher.release(lease, outcome, monotonic()))
+        if self.dispatcher.ailing:
+            self._prober.expect()
 
     def _expect_tick(self) -> None:
         due = self.dispatcher.next_tick(monotonic())
@@ -95,6 +99,7 @@ class Engine:
 
     def close(self) -> None:
         """Stop the clock."""
+        self._prober.close()
         if self._ticker is not None:
             self._ticker.cancel()
             self._ticker = None

@@ -70,6 +70,18 @@ METRICS: Final[Sequence[tuple[str, str, tuple[str, ...], str]]] = (
         "Requests that a replica refused, broke off, answered with 5xx or not in time.",
     ),
     (
+        "gateway_replica_ejected",
+        "gauge",
+        ("model", "replica"),
+        "1 while a replica gets nothing new because it fails or is slow, else 0.",
+    ),
+    (
+        "gateway_replica_ejections_total",
+        "counter",
+        ("model", "reason"),
+        "Ejections of replicas: unreachable, errors, slow, silent.",
+    ),
+    (
         "gateway_refused_requests_total",
         "counter",
         ("model", "reason"),
@@ -179,6 +191,12 @@ class WorkerCollector:
                 put("gateway_inflight_seconds_total", endpoint.flight.area(now), name, id)
                 put("gateway_replica_requests_total", endpoint.requests, name, id)
                 put("gateway_replica_failures_total", endpoint.failures, name, id)
+            served = self._dispatcher.find(name)
+            if served is not None:
+                for one in sorted(served.route.usable, key=lambda e: e.id):
+                    put("gateway_replica_ejected", int(one.vitals.ejected is not None), name, one.id)
+                for why, count in sorted(served.route.detector.counts.items()):
+                    put("gateway_replica_ejections_total", count, name, why.value)
             for reason, count in sorted(model.refused.items()):
                 put("gateway_refused_requests_total", count, name, reason)
             put("gateway_cancelled_requests_total", model.cancelled, name)

@@ -150,8 +150,8 @@ class Passage:
         try:
             connection = await self._connect(lease)
             stale_at = connection.used
-            upload = self._send(connection, self._request(lease))
-            outcome = await self._receive(connection)
+            upload = self._send(connection, self._request(lease), lease)
+            outcome = await self._receive(connection, lease)
         except Unreachable as error:
             self._failure, outcome = str(error), Outcome.UNREACHABLE
         except Broken as error:
@@ -210,7 +210,7 @@ class Passage:
             return True, None
         return False, request.content_length
 
-    def _send(self, connection: Connection, request: h11.Request) -> asyncio.Task[None] | None:
+    def _send(self, connection: Connection, request: h11.Request, lease: Lease) -> asyncio.Task[None] | None:
         """Send the head, and the body if it is here; else a task sends the body as it comes."""
         whole = self._body.whole()
         connection.deadline = max(self._gives_up, monotonic())
@@ -220,22 +220,24 @@ class Passage:
                 connection.send(request, h11.Data(data=whole), h11.EndOfMessage())
             else:
                 connection.send(request, h11.EndOfMessage())
+            self._engine.dispatcher.sent(lease, self._sent_at)
             return None
         connection.send(request)
         self._x.proceed()
-        return self._loop.create_task(self._upload(connection))
+        return self._loop.create_task(self._upload(connection, lease))
 
-    async def _upload(self, connection: Connection) -> None:
+    async def _upload(self, connection: Connection, lease: Lease) -> None:
         try:
             async for part in self._body.parts():
                 connection.send(h11.Data(data=part))
                 connection.deadline = max(connection.deadline, monotonic() + self._timeout_s)
                 await connection.drain()
             connection.send(h11.EndOfMessage())
+            self._engine.dispatcher.sent(lease, monotonic())
         except (web.RequestPayloadError, ConnectionError, h11.LocalProtocolError) as error:
             connection.fail(_BadUpload(str(error)))
 
-    async def _receive(self, connection: Connection) -> Outcome:
+    async def _receive(self, connection: Connection, lease: Lease) -> Outcome:
         x = self._x
         while isinstance(event := await connection.receive(), h11.InformationalResponse):
             if event.status_code == 101:
@@ -243,7 +245,9 @@ class Passage:
             if event.status_code != 100:
                 x.inform(event.status_code, event.reason or _phrase(event.status_code), event.headers.raw_items())
         assert isinstance(event, h11.Response)
-        x.upstream_s = monotonic() - self._sent_at
+        began = monotonic()
+        x.upstream_s = began - self._sent_at
+        self._engine.dispatcher.answering(lease, began)
         status = event.status_code
         bodiless = x.request.method == "HEAD" or status in (204, 304)
         parts = [self._head(event, bodiless=bodiless)]

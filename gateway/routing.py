@@ -7,9 +7,10 @@ An endpoint is picked among those that are *usable* (in the table, not draining,
 random ones, drawn by weight, the one with fewer requests in flight for its weight. Only where neither has room are the
 others looked at, so a pick costs the same with two endpoints as with two hundred.
 
-Passive health: an endpoint that refused a connection is *unreachable* for a moment that doubles with each refusal
-(0.2 s to 1 s). Nothing was sent to it, so its requests go elsewhere or wait. An endpoint that broke a connection is
-*suspect* for as long, and used only where no other has room.
+Passive health: `gateway.health` ejects endpoints that fail again and again or are slow; those take nothing unless all
+others are unreachable. Apart from that, an endpoint that refused a connection is *unreachable* for a moment that
+doubles with each refusal (0.2 s to 1 s). Nothing was sent to it, so its requests go elsewhere or wait. An endpoint that
+broke a connection is *suspect* for as long, and used only where no other has room.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from gateway.health import OutlierDetector, Vitals
 from gateway.limits import Limits
 from gateway.wire import EndpointEntry, ModelEntry, Removal, Snapshot, Update, Version
 
@@ -50,17 +52,24 @@ class Endpoint:
     unreachable: bool = False
     """Whether the suspension is for a refused connection."""
     backoff_s: float = 0.0
+    vitals: Vitals = field(default_factory=Vitals)
+    pull: float = 1.0
+    """Weight, less what slow start still holds back."""
 
     @classmethod
     def of(cls, entry: EndpointEntry) -> Endpoint:
         """A new endpoint with nothing in flight."""
-        return cls(entry.id, entry.host, entry.port, entry.weight, entry.concurrency, entry.slot, entry.draining)
+        made = cls(entry.id, entry.host, entry.port, entry.weight, entry.concurrency, entry.slot, entry.draining)
+        made.pull = float(entry.weight)
+        return made
 
     def take(self, entry: EndpointEntry) -> None:
         """Follow the table."""
         if (self.host, self.port) != (entry.host, entry.port):
             self.succeed()
+            self.vitals = Vitals(joined=self.vitals.joined, awaited=self.vitals.awaited, begun=self.vitals.begun)
         self.host, self.port = entry.host, entry.port
+        self.pull = float(entry.weight)
         self.weight, self.concurrency, self.slot = entry.weight, entry.concurrency, entry.slot
         self.draining, self.removed = entry.draining, False
 
@@ -103,6 +112,8 @@ class Model:
         """Since when there has been a usable endpoint; None while there is none."""
         self.received = now
         """When `entry` came; `entry.expected_ready_s` counts from here."""
+        self.detector = OutlierDetector(entry.health)
+        self._ramping: list[Endpoint] = []
         self.take(entry, now)
 
     def __repr__(self) -> str:
@@ -112,12 +123,14 @@ class Model:
         """Follow the table."""
         change = Change()
         self.entry, self.received = entry, now
+        self.detector.policy = entry.health
         named = set()
         for item in entry.endpoints:
             named.add(item.id)
             endpoint = self.endpoints.get(item.id)
             if endpoint is None:
                 self.endpoints[item.id] = endpoint = Endpoint.of(item)
+                endpoint.vitals.joined, endpoint.vitals.ramp_s = now, entry.health.slow_start_s
             else:
                 if endpoint.slot != item.slot:
                     change.moved.append((endpoint, endpoint.slot))
@@ -132,6 +145,8 @@ class Model:
             self.usable_since = None
         elif self.usable_since is None:
             self.usable_since = now
+        self.detector.keep_floor(self.usable, now)
+        self._ramping = [e for e in self.usable if e.vitals.ramp_s > 0]
         return change
 
     def retire(self, now: float) -> None:
@@ -152,14 +167,37 @@ class Model:
         """When the next suspended endpoint comes back."""
         return min((e.suspended_until for e in self.usable if e.suspended_until > now), default=None)
 
+    def readmitted(self) -> None:
+        """An endpoint came back from an ejection."""
+        self._ramping = [e for e in self.usable if e.vitals.ramp_s > 0]
+
     def acquire(self, limits: Limits, now: float, rng: Random) -> Endpoint | None:
         """The endpoint for the next request, with a place in flight taken; None where none has room."""
-        healthy = [e for e in self.usable if e.suspended_until <= now]
+        self.detector.review(self.usable, now)
+        if self._ramping:
+            self._ramp(now)
+        healthy = [
+            e
+            for e in self.usable
+            if e.suspended_until <= now
+            and e.vitals.ejected is None
+            and not (e.vitals.trial and e.in_flight > e.vitals.begun)
+        ]
         chosen = _choose(healthy, limits, rng)
         if chosen is None and len(healthy) < len(self.usable):
-            suspects = [e for e in self.usable if e.suspended_until > now and not e.unreachable]
+            suspects = [
+                e for e in self.usable if e.suspended_until > now and not e.unreachable and e.vitals.ejected is None
+            ]
             chosen = _choose(suspects, limits, rng)
+            if chosen is None and not suspects and not healthy:
+                ejected = [e for e in self.usable if e.vitals.ejected is not None and not e.unreachable]
+                chosen = _choose(ejected, limits, rng)
         return chosen
+
+    def _ramp(self, now: float) -> None:
+        for endpoint in self._ramping:
+            endpoint.pull = endpoint.weight * endpoint.vitals.ramp(now)
+        self._ramping = [e for e in self._ramping if e.pull < e.weight]
 
 
 def _choose(endpoints: list[Endpoint], limits: Limits, rng: Random) -> Endpoint | None:
@@ -180,14 +218,14 @@ def _choose(endpoints: list[Endpoint], limits: Limits, rng: Random) -> Endpoint 
 
 
 def _draw(endpoints: list[Endpoint], rng: Random, but: Endpoint | None = None) -> Endpoint:
-    total = sum(e.weight for e in endpoints if e is not but)
+    total = sum(e.pull for e in endpoints if e is not but)
     mark = rng.random() * total
     last = endpoints[0]
     for endpoint in endpoints:
         if endpoint is but:
             continue
         last = endpoint
-        mark -= endpoint.weight
+        mark -= endpoint.pull
         if mark < 0:
             break
     return last
@@ -195,7 +233,7 @@ def _draw(endpoints: list[Endpoint], rng: Random, but: Endpoint | None = None) -
 
 def _by_load(endpoints: Iterable[Endpoint], limits: Limits, rng: Random) -> list[Endpoint]:
     # One more request is counted in, so that of two idle endpoints the heavier one goes first.
-    keyed = [((limits.load(e) + 1) / e.weight, rng.random(), e) for e in endpoints]
+    keyed = [((limits.load(e) + 1) / e.pull, rng.random(), e) for e in endpoints]
     keyed.sort(key=lambda item: item[:2])
     return [e for _, _, e in keyed]
 

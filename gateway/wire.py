@@ -45,6 +45,23 @@ class EndpointEntry(_Message):
     """Finish what is in flight, send nothing new."""
 
 
+class Health(_Message):
+    """When an endpoint is ejected and how it comes back; see gateway.health."""
+
+    consecutive_errors: int = 5
+    """Failures in a row that eject; 0: none do."""
+    slow_factor: float = 5.0
+    """Multiple of its peers' typical time to the first byte that ejects; 0: slowness does not."""
+    ejection_s: float = 10.0
+    """Of the first ejection; each one in a row lasts twice as long."""
+    max_ejection_s: float = 300.0
+    max_ejected_percent: int = 50
+    slow_start_s: float = 0.0
+    """Seconds in which the share of a new endpoint grows to the whole."""
+    probe_path: str = "/v2/health/ready"
+    probe_timeout_s: float = 1.0
+
+
 class ModelEntry(_Message):
     """All a worker knows of one model."""
 
@@ -65,6 +82,7 @@ class ModelEntry(_Message):
     """Seconds until the next replica is expected to be ready, as of this message; None if none is on its way."""
     unavailable: str | None = None
     """Why no replica can come at present (nothing fits, it crashes); None if nothing is known to stand in the way."""
+    health: Health = Health()
 
 
 class Snapshot(_Message):

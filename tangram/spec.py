@@ -372,6 +372,34 @@ class Retry(_Doc):
     """Also repeat requests that the protocol does not call safe to repeat."""
 
 
+class Ejection(_Doc):
+    """When the gateway sends a replica nothing new, though its readiness probe answers."""
+
+    consecutive_errors: Annotated[int, Field(ge=0, le=1000)] = 5
+    """Requests in a row that it refused, broke off, answered with 5xx or not in time; 0: errors do not eject."""
+    slow_factor: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
+    """Multiple of its siblings' typical time to the first byte; 0: slowness does not eject."""
+    seconds: Positive = 10.0
+    """Of the first ejection; each one in a row lasts twice as long."""
+    max_seconds: Positive = 300.0
+    max_percent: Percent = 50
+    """Of the model's replicas that may be ejected at a time; never the last one."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if 0 < self.slow_factor <= 1:
+            raise ValueError(f"slowFactor {self.slow_factor:g} would eject the usual; give more than 1, or 0 for never")
+        if self.max_seconds < self.seconds:
+            raise ValueError(f"maxSeconds {self.max_seconds:g} is less than seconds {self.seconds:g}; raise it")
+        return self
+
+
+class Health(_Doc):
+    ejection: Ejection = Ejection()
+    slow_start_seconds: NonNegative = 0.0
+    """In which the share of a replica that is new, or back, grows from a tenth to the whole."""
+
+
 class Traffic(_Doc):
     timeout_seconds: Positive = 60.0
     """Until the first byte of an answer, waiting in the queue included; also between bytes of the answer."""
@@ -381,6 +409,7 @@ class Traffic(_Doc):
     retry: Retry = Retry()
     drain_seconds: NonNegative = 30.0
     """How long a draining replica may finish what is in flight."""
+    health: Health = Health()
 
 
 class ModelSpec(_Doc):

@@ -7,6 +7,7 @@ from typing import Final
 
 from autoscaler.defaults import RulesSpec, behavior
 from autoscaler.types import MetricTarget, RatePolicy, ScalingPolicy
+from gateway import wire
 from gateway.wire import EndpointEntry, ModelEntry
 from packer.inventory import Device, Inventory, Node, SliceRequest
 from tangram.core.replica import Phase, Replica
@@ -122,6 +123,21 @@ def model_entry(
         starting=sum(r.phase is Phase.STARTING for r in replicas),
         expected_ready_s=expected_ready_s,
         unavailable=unavailable,
+        health=_health(model),
+    )
+
+
+def _health(model: Model) -> wire.Health:
+    health, readiness = model.spec.traffic.health, model.spec.runtime.readiness
+    return wire.Health(
+        consecutive_errors=health.ejection.consecutive_errors,
+        slow_factor=health.ejection.slow_factor,
+        ejection_s=health.ejection.seconds,
+        max_ejection_s=health.ejection.max_seconds,
+        max_ejected_percent=health.ejection.max_percent,
+        slow_start_s=health.slow_start_seconds,
+        probe_path=readiness.path,
+        probe_timeout_s=readiness.timeout_seconds,
     )
 
 
