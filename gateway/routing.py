@@ -7,6 +7,9 @@ An endpoint is picked among those that are *usable* (in the table, not draining,
 random ones, drawn by weight, the one with fewer requests in flight for its weight. Only where neither has room are the
 others looked at, so a pick costs the same with two endpoints as with two hundred.
 
+While a new revision comes in as a canary, chance decides first which side a request takes, by the canary's percent. A
+canary without room leaves its share to the others; the canary takes theirs only where none of them is in service.
+
 Passive health: `gateway.health` ejects endpoints that fail again and again or are slow; those take nothing unless all
 others are unreachable. Apart from that, an endpoint that refused a connection is *unreachable* for a moment that
 doubles with each refusal (0.2 s to 1 s). Nothing was sent to it, so its requests go elsewhere or wait. An endpoint that
@@ -53,6 +56,7 @@ class Endpoint:
     """Whether the suspension is for a refused connection."""
     backoff_s: float = 0.0
     vitals: Vitals = field(default_factory=Vitals)
+    canary: bool = False
     pull: float = 1.0
     """Weight, less what slow start still holds back."""
 
@@ -60,7 +64,7 @@ class Endpoint:
     def of(cls, entry: EndpointEntry) -> Endpoint:
         """A new endpoint with nothing in flight."""
         made = cls(entry.id, entry.host, entry.port, entry.weight, entry.concurrency, entry.slot, entry.draining)
-        made.pull = float(entry.weight)
+        made.pull, made.canary = float(entry.weight), entry.canary
         return made
 
     def take(self, entry: EndpointEntry) -> None:
@@ -69,7 +73,7 @@ class Endpoint:
             self.succeed()
             self.vitals = Vitals(joined=self.vitals.joined, awaited=self.vitals.awaited, begun=self.vitals.begun)
         self.host, self.port = entry.host, entry.port
-        self.pull = float(entry.weight)
+        self.pull, self.canary = float(entry.weight), entry.canary
         self.weight, self.concurrency, self.slot = entry.weight, entry.concurrency, entry.slot
         self.draining, self.removed = entry.draining, False
 
@@ -176,21 +180,32 @@ class Model:
         self.detector.review(self.usable, now)
         if self._ramping:
             self._ramp(now)
+        percent = self.entry.canary_percent
+        if percent is None:
+            return self._among(self.usable, limits, now, rng)
+        canaries = [e for e in self.usable if e.canary]
+        others = [e for e in self.usable if not e.canary]
+        if canaries and 100 * rng.random() < percent:
+            chosen = self._among(canaries, limits, now, rng)
+            if chosen is not None:
+                return chosen
+        in_service = any(e.suspended_until <= now and e.vitals.ejected is None for e in others)
+        return self._among(others if in_service else self.usable, limits, now, rng)
+
+    def _among(self, usable: list[Endpoint], limits: Limits, now: float, rng: Random) -> Endpoint | None:
         healthy = [
             e
-            for e in self.usable
+            for e in usable
             if e.suspended_until <= now
             and e.vitals.ejected is None
             and not (e.vitals.trial and e.in_flight > e.vitals.begun)
         ]
         chosen = _choose(healthy, limits, rng)
-        if chosen is None and len(healthy) < len(self.usable):
-            suspects = [
-                e for e in self.usable if e.suspended_until > now and not e.unreachable and e.vitals.ejected is None
-            ]
+        if chosen is None and len(healthy) < len(usable):
+            suspects = [e for e in usable if e.suspended_until > now and not e.unreachable and e.vitals.ejected is None]
             chosen = _choose(suspects, limits, rng)
             if chosen is None and not suspects and not healthy:
-                ejected = [e for e in self.usable if e.vitals.ejected is not None and not e.unreachable]
+                ejected = [e for e in usable if e.vitals.ejected is not None and not e.unreachable]
                 chosen = _choose(ejected, limits, rng)
         return chosen
 

@@ -43,6 +43,8 @@ class EndpointEntry(_Message):
     """Column of this endpoint in the memory that workers share; unique among the live endpoints."""
     draining: bool = False
     """Finish what is in flight, send nothing new."""
+    canary: bool = False
+    """Of the revision that is coming in; gets `ModelEntry.canary_percent` of the requests."""
 
 
 class Health(_Message):
@@ -83,6 +85,8 @@ class ModelEntry(_Message):
     unavailable: str | None = None
     """Why no replica can come at present (nothing fits, it crashes); None if nothing is known to stand in the way."""
     health: Health = Health()
+    canary_percent: int | None = None
+    """Share of the requests for endpoints that are canaries; None: they are like the others."""
 
 
 class Snapshot(_Message):

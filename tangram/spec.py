@@ -412,6 +412,35 @@ class Traffic(_Doc):
     health: Health = Health()
 
 
+class CanaryStep(_Doc):
+    percent: Annotated[int, Field(ge=1, le=99)]
+    """Of the requests that go to the new revision."""
+    seconds: Positive = 60.0
+    """For how long, once its replicas are ready."""
+
+
+class Rollout(_Doc):
+    """How a changed runtime, slice or resources come in."""
+
+    canary: tuple[CanaryStep, ...] = ()
+    """Steps before the replicas are replaced; none: they are replaced at once, one after the other."""
+    max_error_percent: Annotated[float, Field(ge=0, le=100)] | None = None
+    """More failures than this among the requests sent to the new revision end the rollout."""
+    min_requests: Annotated[int, Field(ge=1)] = 20
+    """Requests to the new revision before its errors are judged."""
+    automatic_rollback: bool = True
+    """Go back to the former revision on too many errors, or past the runtime's progress deadline."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        percents = [step.percent for step in self.canary]
+        if percents != sorted(set(percents)):
+            raise ValueError(
+                f"canary has percents {percents}; each step gives the new revision more than the one before"
+            )
+        return self
+
+
 class ModelSpec(_Doc):
     project: Name = "default"
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
@@ -421,6 +450,7 @@ class ModelSpec(_Doc):
     slice: SliceSpec
     scaling: Scaling = Scaling()
     traffic: Traffic = Traffic()
+    rollout: Rollout = Rollout()
 
 
 class Model(_Doc):

@@ -250,6 +250,46 @@ def delete(
     typer.echo(f"model/{name} deleted")
 
 
+rollouts = typer.Typer(
+    name="rollout", help="Show how a change of a model's process comes in, or take it back.", no_args_is_help=True
+)
+app.add_typer(rollouts)
+
+
+@rollouts.command("status", help="Show how the last rollout stands, and the revisions on record.")
+def rollout_status(
+    name: ModelName,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until it has ended; fails unless it ended well.")] = False,
+    timeout: Timeout = 300.0,
+    output: As = None,
+    state: State = None,
+    admin: Admin = None,
+) -> None:
+    from tangram.cli import rollout, show
+
+    client = _client(state, admin)
+    view = rollout.wait(client, name, timeout) if wait else rollout.status(client, name)
+    if output is not None:
+        typer.echo(show.dump(view.model_dump(mode="json", by_alias=True), output))
+    else:
+        typer.echo(rollout.text(view))
+
+
+@rollouts.command("undo", help="Put the revision before, or the one named, in force again.")
+def rollout_undo(
+    name: ModelName,
+    to_revision: Annotated[
+        int | None, typer.Option("--to-revision", min=1, help="Number of the revision, as `rollout status` shows it.")
+    ] = None,
+    state: State = None,
+    admin: Admin = None,
+) -> None:
+    from tangram.cli import rollout
+
+    view = rollout.undo(_client(state, admin), name, to_revision)
+    typer.echo(f"model/{name} goes back: {rollout.summary(view)}")
+
+
 @app.command(help="Work out a placement without running anything.")
 def pack(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML file with a Fleet and Models.")],

@@ -20,7 +20,7 @@ from tangram.control import openapi
 from tangram.control.facade import Facade, NotFound
 from tangram.control.openapi import OPERATIONS, BadParameter, Operation
 from tangram.control.security import MAX_BODY, Guard
-from tangram.control.views import ApplyRequest, ErrorView, ScaleRequest
+from tangram.control.views import ApplyRequest, ErrorView, ScaleRequest, UndoRequest
 from tangram.node import logs
 from tangram.spec import SpecError, explain_validation
 
@@ -145,6 +145,13 @@ class _Api:
         if not wanted.model_dump(exclude_none=True):
             raise NotAcceptable(422, "nothing to change; give one of replicas, targetQPS, minReplicas and maxReplicas")
         return _view(await self._facade.scale(name, wanted))
+
+    async def get_rollout(self, request: web.Request, query: Query) -> web.Response:
+        return _view(self._facade.rollout(_name(request, "model")))
+
+    async def undo_rollout(self, request: web.Request, query: Query) -> web.Response:
+        name = _name(request, "model")
+        return _view(await self._facade.undo(name, await _body(request, UndoRequest)))
 
     async def apply(self, request: web.Request, query: Query) -> web.Response:
         wanted = await _body(request, ApplyRequest)

@@ -27,12 +27,14 @@ from tangram.control.views import (
     ExplainView,
     ModelView,
     ReplicaView,
+    RolloutView,
     ScaleRequest,
     StatusView,
+    UndoRequest,
     WorkerView,
 )
 from tangram.control.wire_server import WireServer
-from tangram.core import convert, planner
+from tangram.core import convert, planner, rollout
 from tangram.core.replica import Phase
 from tangram.node.backend import Backend
 from tangram.spec import Documents, Fleet, Model, SpecError, parse_documents
@@ -173,8 +175,13 @@ class Controller:
             raise SpecError("documents: is empty; send at least one Model or Fleet")
         return self.take(parse_documents(documents), dry_run=dry_run)
 
-    def take(self, documents: Documents, *, dry_run: bool = False, remove: Sequence[str] = ()) -> ApplyView:
-        """Check documents against the fleet and the other specs, record all of them, and nudge the loop."""
+    def take(
+        self, documents: Documents, *, dry_run: bool = False, remove: Sequence[str] = (), direct: bool = False
+    ) -> ApplyView:
+        """Check documents against the fleet and the other specs, record all of them, and nudge the loop.
+
+        `direct` leaves out the canary of a revision that changes.
+        """
         state = self._state
         fleet = documents.fleet or state.fleet
         inventory = convert.inventory(fleet, self._discovered)
@@ -191,7 +198,7 @@ class Controller:
             change = _change(former.model if former else None, model)
             changes.append(AppliedView(kind="Model", name=model.name, change=change))
         if not dry_run:
-            self._commit(documents, inventory, [n for n in remove if n in state.models])
+            self._commit(documents, inventory, [n for n in remove if n in state.models], direct=direct)
         return ApplyView(applied=tuple(changes))
 
     def _check(self, documents: Documents, kept: Sequence[Model], inventory: Inventory) -> None:
@@ -216,31 +223,38 @@ class Controller:
         if problems:
             raise SpecError("\n".join(problems))
 
-    def _commit(self, documents: Documents, inventory: Inventory, remove: Sequence[str]) -> None:
+    def _commit(self, documents: Documents, inventory: Inventory, remove: Sequence[str], *, direct: bool) -> None:
         now = time.time()
         with self._store.transaction():
             if documents.fleet is not None:
                 self._store.put_fleet(documents.fleet)
             for model in documents.models:
                 self._store.put_model(model, now)
+                self._store.put_revision(model, now)
             for name in remove:
                 self._store.delete_model(name)
         if documents.fleet is not None:
             self._state.fleet = documents.fleet
             self._state.inventory = inventory
         for model in documents.models:
-            self._put(model, now)
+            self._put(model, now, direct=direct)
         for name in remove:
             self._forget(name)
         self._loop.nudge()
 
-    def _put(self, model: Model, now: float) -> None:
+    def _put(self, model: Model, now: float, *, direct: bool) -> None:
         entry = self._state.models.get(model.name)
         if entry is None:
-            self._state.models[model.name] = ModelState(model, now, PolicyState.initial(_monotonic()))
+            entry = ModelState(model, now, PolicyState.initial(_monotonic()))
+            entry.revisions = {model.revision: model}
+            self._state.models[model.name] = entry
             return
-        if entry.model.revision != model.revision:
+        before, after = entry.model.revision, model.revision
+        if before != after:
             entry.attempts = planner.Attempts()
+            entry.rollout = rollout.follow(entry.rollout, before, after, model.spec.rollout, now, direct=direct)
+            self._store.put_rollout(model.name, entry.rollout)
+            entry.revisions = {r.revision: r.model for r in self._store.revisions(model.name)}
         entry.model = model
         entry.woken = True
 
@@ -260,6 +274,25 @@ class Controller:
         document["spec"]["scaling"] = {**scaling, **wanted}
         self.take(parse_documents([document]))
         return self.model(name)
+
+    def rollout(self, name: str) -> RolloutView:
+        return present.rollout_view(self._state, self._entry(name), self._store.revisions(name))
+
+    async def undo(self, name: str, request: UndoRequest) -> RolloutView:
+        entry = self._entry(name)
+        others = [r for r in self._store.revisions(name) if r.revision != entry.model.revision]
+        running = entry.rollout
+        if request.to_revision is not None:
+            others = [r for r in others if r.number == request.to_revision]
+        elif running is not None and running.active:
+            others = [r for r in others if r.revision == running.former]
+        else:
+            others = [r for r in others if not r.failed]
+        if not others:
+            wanted = "earlier revision" if request.to_revision is None else f"other revision {request.to_revision}"
+            raise SpecError(f"toRevision: model {name!r} has no {wanted} to go back to; see its rollout's revisions")
+        self.take(Documents((rollout.restored(entry.model, others[0].model),)), direct=True)
+        return self.rollout(name)
 
     async def delete(self, name: str) -> None:
         self._entry(name)

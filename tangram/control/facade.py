@@ -16,8 +16,10 @@ from tangram.control.views import (
     ExplainView,
     ModelView,
     ReplicaView,
+    RolloutView,
     ScaleRequest,
     StatusView,
+    UndoRequest,
 )
 from tangram.spec import Model
 
@@ -67,6 +69,12 @@ class Facade(Protocol):
 
     async def scale(self, name: str, request: ScaleRequest) -> ModelView:
         """Change scaling fields of a spec; SpecError where the result would not be valid, NotFound."""
+
+    def rollout(self, name: str) -> RolloutView:
+        """Raises NotFound."""
+
+    async def undo(self, name: str, request: UndoRequest) -> RolloutView:
+        """Go back to an earlier revision; SpecError where there is none, NotFound."""
 
     async def delete(self, name: str) -> None:
         """Remove a model; its replicas are drained. Raises NotFound."""

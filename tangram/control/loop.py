@@ -25,11 +25,11 @@ from autoscaler.types import Sample, Supply
 from gateway.wire import ModelEntry
 from packer.inventory import NoFit
 from packer.verify import verify
-from tangram.control import present
+from tangram.control import present, rollouts
 from tangram.control.state import ControllerState, ModelState, free_slots
 from tangram.control.store import Store
 from tangram.control.views import EventView
-from tangram.core import convert, planner
+from tangram.core import convert, planner, rollout
 from tangram.core.decision import decide
 from tangram.core.replica import Change, Observation, Phase, Replica, observe
 from tangram.node.backend import Backend, InstancePhase, InstanceStatus, StartError
@@ -145,6 +145,7 @@ class ControlLoop:
         changed, gone, events = self._observe(now)
         self._recommend(monotonic, measure=measure)
         if not self._stopping:
+            rollouts.advance(state, self._store, now)
             outcome = self._plan(now)
             planned = {
                 r.name: r for r in self._numbered(planner.apply(list(state.replicas.values()), outcome.actions, now))
@@ -267,11 +268,7 @@ class ControlLoop:
             attempts={n: m.attempts for n, m in state.models.items()},
             next_ordinal=state.ordinals,
         )
-        desired = {
-            n: planner.Desired(m.model, m.recommendation.replicas, m.recommendation.signal)
-            for n, m in state.models.items()
-            if m.recommendation
-        }
+        desired = {n: want for n, m in state.models.items() if (want := rollouts.desired(m)) is not None}
         outcome = planner.plan(observed, desired, planner.ledger_of(state.inventory, replicas), now)
         for name, attempts in outcome.attempts.items():
             state.models[name].attempts = attempts
@@ -381,6 +378,7 @@ class ControlLoop:
                     state.of_model(name),
                     expected_ready_s=self._expected_ready(entry, now),
                     unavailable=self._unavailable(entry, outcome, now),
+                    canary_percent=rollout.canary_percent(entry.rollout, entry.model.spec.rollout),
                 )
                 for name, entry in state.models.items()
             }
@@ -438,8 +436,9 @@ class ControlLoop:
             self._start_errors[replica.name] = "its model or device is gone"
             return
         try:
-            cores = convert.cores(entry.model, replica, self.state.inventory)
-            status = await self._backend.start(order(entry.model, replica.name, replica.port, device, cores))
+            model = entry.document(replica.revision)
+            cores = convert.cores(model, replica, self.state.inventory)
+            status = await self._backend.start(order(model, replica.name, replica.port, device, cores))
         except StartError as error:
             self._start_errors[replica.name] = str(error)
             return

@@ -129,8 +129,12 @@ async def _assemble(options: argparse.Namespace, paths: StatePaths, store: Store
         demand=DemandTracker(loop.time()),
         ordinals=store.ordinals(),
     )
+    rollouts = store.rollouts()
     for name, stored in store.models().items():
-        state.models[name] = ModelState(stored.model, stored.created_at, PolicyState.initial(loop.time()))
+        state.models[name] = entry = ModelState(stored.model, stored.created_at, PolicyState.initial(loop.time()))
+        store.put_revision(stored.model, stored.created_at)
+        entry.revisions = {r.revision: r.model for r in store.revisions(name)}
+        entry.rollout = rollouts.get(name)
     happened = asyncio.Event()
     backend = LocalBackend(paths.root, on_change=lambda _: happened.set())
     wire = WireServer(
@@ -167,8 +171,9 @@ async def _adopt(state: ControllerState, store: Store, backend: LocalBackend) ->
         device = next((d for d in state.inventory.devices if d.id == replica.placement.device), None)
         if entry is None or device is None or replica.pid is None or replica.start_ticks is None:
             continue
-        cores = convert.cores(entry.model, replica, state.inventory)
-        again = order(entry.model, replica.name, replica.port, device, cores)
+        model = entry.document(replica.revision)
+        cores = convert.cores(model, replica, state.inventory)
+        again = order(model, replica.name, replica.port, device, cores)
         records.append(InstanceRecord(again, replica.pid, replica.start_ticks, replica.started_at, replica.ready_at))
     found = await backend.adopt(records)
     backend.ports.reserve([r.port for r in recorded.values()])
@@ -209,6 +214,7 @@ def _apply_file(file: Path, controller: Controller, store: Store) -> None:
 
 def _take_report(state: ControllerState, wire: WireServer, happened: asyncio.Event, report: Report) -> None:
     state.demand.report(report, asyncio.get_running_loop().time())
+    state.outcomes.report(report)
     if any(r.phase is Phase.DRAINING and wire.drained(r.name) for r in state.replicas.values()):
         happened.set()
 

@@ -23,8 +23,10 @@ from tangram.control.views import (
     ExplainView,
     ModelView,
     ReplicaView,
+    RolloutView,
     ScaleRequest,
     StatusView,
+    UndoRequest,
 )
 from tangram.spec import Fleet, Model
 
@@ -154,6 +156,23 @@ OPERATIONS: Final[Sequence[Operation]] = (
         "Change scaling fields of a model; absent fields stay",
         ModelView,
         body=ScaleRequest,
+        errors=(404, 413, 415, 422),
+    ),
+    Operation(
+        "getRollout",
+        "GET",
+        f"{API_PREFIX}/models/{{name}}/rollout",
+        "How the last change of a model's revision stands, and its revisions on record",
+        RolloutView,
+        errors=(404,),
+    ),
+    Operation(
+        "undoRollout",
+        "POST",
+        f"{API_PREFIX}/models/{{name}}/rollout/undo",
+        "Put an earlier revision in force again",
+        RolloutView,
+        body=UndoRequest,
         errors=(404, 413, 415, 422),
     ),
     Operation(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autoscaler.types import Recommendation, SignalReading
+from tangram.control import rollouts
 from tangram.control.state import ControllerState, ModelState, natural
+from tangram.control.store import StoredRevision
 from tangram.control.views import (
     ConditionView,
     DecisionView,
@@ -14,10 +16,13 @@ from tangram.control.views import (
     ModelView,
     PlacementView,
     ReplicaView,
+    RevisionView,
+    RolloutView,
     SignalView,
 )
 from tangram.core.decision import Decision
 from tangram.core.replica import Phase, Replica
+from tangram.core.rollout import Stage, canary_percent
 
 
 def model_view(state: ControllerState, entry: ModelState, monotonic: float) -> ModelView:
@@ -48,6 +53,41 @@ def model_view(state: ControllerState, entry: ModelState, monotonic: float) -> M
         revision=model.revision,
         conditions=_conditions(state, entry),
         created_at=entry.created_at,
+    )
+
+
+def rollout_view(state: ControllerState, entry: ModelState, revisions: Sequence[StoredRevision]) -> RolloutView:
+    """What `rollout status` shows."""
+    history = tuple(
+        RevisionView(
+            number=r.number,
+            revision=r.revision,
+            current=r.revision == entry.model.revision,
+            created_at=r.created_at,
+            failed=r.failed,
+        )
+        for r in revisions
+    )
+    last, terms = entry.rollout, entry.model.spec.rollout
+    if last is None:
+        return RolloutView(model=entry.model.name, stage="None", revision=entry.model.revision, revisions=history)
+    seen = rollouts.seen(state, entry, last)
+    return RolloutView(
+        model=entry.model.name,
+        stage=last.stage.value,
+        revision=last.revision,
+        former=last.former,
+        step=last.step + 1 if last.stage is Stage.CANARY else 0,
+        steps=len(terms.canary),
+        percent=canary_percent(last, terms),
+        ready=seen.new_ready,
+        wanted=seen.count,
+        old=seen.old_live,
+        requests=seen.requests,
+        failures=seen.failures,
+        began_at=last.began_at,
+        message=last.message,
+        revisions=history,
     )
 
 

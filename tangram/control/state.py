@@ -11,8 +11,10 @@ from autoscaler.types import Recommendation
 from packer.inventory import Inventory
 from tangram.core.decision import Decision
 from tangram.core.demand import DemandTracker
+from tangram.core.outcomes import OutcomeTracker
 from tangram.core.planner import Attempts
 from tangram.core.replica import Phase, Replica
+from tangram.core.rollout import Rollout
 from tangram.node.backend import InstanceStatus
 from tangram.spec import Fleet, Model
 
@@ -33,6 +35,14 @@ class ModelState:
     start_times_s: deque[float] = field(default_factory=lambda: deque(maxlen=8))
     """Seconds to ready of the last starts."""
     woken: bool = False
+    rollout: Rollout | None = None
+    """The last one, also once it has ended."""
+    revisions: dict[str, Model] = field(default_factory=dict)
+    """Documents of the revisions on record."""
+
+    def document(self, revision: str) -> Model:
+        """The model as it was at a revision; as it is where that is not known."""
+        return self.model if revision == self.model.revision else self.revisions.get(revision, self.model)
 
     @property
     def expected_start_s(self) -> float | None:
@@ -53,6 +63,7 @@ class ControllerState:
     statuses: Mapping[str, InstanceStatus] = field(default_factory=dict)
     ordinals: dict[str, int] = field(default_factory=dict)
     oversold: tuple[str, ...] = ()
+    outcomes: OutcomeTracker = field(default_factory=OutcomeTracker)
 
     def of_model(self, name: str) -> list[Replica]:
         """Replicas of a model, by name."""

@@ -17,6 +17,7 @@ from typing import Any, Final
 from packer.inventory import Alternative, Placement, SliceRequest
 from tangram.control.views import DecisionView, EventView
 from tangram.core.replica import Phase, Replica
+from tangram.core.rollout import Rollout, Stage
 from tangram.spec import Fleet, Model
 
 #: Each entry takes the schema from its index to the next version (PRAGMA user_version).
@@ -42,8 +43,17 @@ MIGRATIONS: Final = (
     );
     CREATE INDEX history_at ON history (at);
     """,
+    """
+    CREATE TABLE revisions (
+        model TEXT NOT NULL, number INTEGER NOT NULL, revision TEXT NOT NULL, document TEXT NOT NULL,
+        created_at REAL NOT NULL, failed TEXT NOT NULL DEFAULT '', PRIMARY KEY (model, number)
+    ) WITHOUT ROWID;
+    CREATE TABLE rollouts (model TEXT PRIMARY KEY, record TEXT NOT NULL) WITHOUT ROWID;
+    """,
 )
 
+#: Revisions kept a model.
+KEPT_REVISIONS: Final = 10
 #: Rows kept of decisions and of events, and seconds of scaling history.
 KEPT_DECISIONS: Final = 10_000
 KEPT_EVENTS: Final = 10_000
@@ -60,6 +70,19 @@ class StoredModel:
 
     model: Model
     created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRevision:
+    """A model as it once was."""
+
+    number: int
+    """Counts up with each change; a revision that is taken up again gets a new one."""
+    revision: str
+    model: Model
+    created_at: float
+    failed: str = ""
+    """Why it was rolled back."""
 
 
 class Store:
@@ -142,7 +165,55 @@ class Store:
 
     def delete_model(self, name: str) -> None:
         """Drop a spec."""
-        self._db.execute("DELETE FROM models WHERE name = ?", (name,))
+        for table, column in (("models", "name"), ("revisions", "model"), ("rollouts", "model")):
+            self._db.execute(f"DELETE FROM {table} WHERE {column} = ?", (name,))
+
+    # --- revisions and rollouts ---
+
+    def revisions(self, model: str) -> list[StoredRevision]:
+        """Newest first."""
+        rows = self._db.execute(
+            "SELECT number, revision, document, created_at, failed FROM revisions WHERE model = ? ORDER BY number DESC",
+            (model,),
+        )
+        return [StoredRevision(n, r, Model.model_validate_json(text), at, failed) for n, r, text, at, failed in rows]
+
+    def put_revision(self, model: Model, now: float) -> None:
+        """Record the model's revision as the one in force, unless it is."""
+        name = model.name
+        row = self._db.execute(
+            "SELECT number, revision FROM revisions WHERE model = ? ORDER BY number DESC LIMIT 1", (name,)
+        ).fetchone()
+        number, latest = row or (0, "")
+        if latest == model.revision:
+            return
+        document = model.model_dump_json(by_alias=True)
+        self._db.execute("DELETE FROM revisions WHERE model = ? AND revision = ?", (name, model.revision))
+        self._db.execute(
+            "INSERT INTO revisions (model, number, revision, document, created_at) VALUES (?, ?, ?, ?, ?)",
+            (name, number + 1, model.revision, document, now),
+        )
+        self._db.execute(
+            "DELETE FROM revisions WHERE model = ? AND number NOT IN"
+            " (SELECT number FROM revisions WHERE model = ? ORDER BY number DESC LIMIT ?)",
+            (name, name, KEPT_REVISIONS),
+        )
+
+    def fail_revision(self, model: str, revision: str, why: str) -> None:
+        """Record that a revision was rolled back."""
+        self._db.execute("UPDATE revisions SET failed = ? WHERE model = ? AND revision = ?", (why, model, revision))
+
+    def rollouts(self) -> dict[str, Rollout]:
+        """The last rollout of each model."""
+        rows = self._db.execute("SELECT model, record FROM rollouts").fetchall()
+        return {model: _rollout(json.loads(text)) for model, text in rows}
+
+    def put_rollout(self, model: str, rollout: Rollout) -> None:
+        """Record how a model's rollout stands."""
+        self._db.execute(
+            "INSERT INTO rollouts VALUES (?, ?) ON CONFLICT (model) DO UPDATE SET record = excluded.record",
+            (model, json.dumps(asdict(rollout))),
+        )
 
     def fleet(self) -> Fleet | None:
         """The fleet last declared."""
@@ -234,6 +305,10 @@ class Store:
             for table, kept in (("decisions", KEPT_DECISIONS), ("events", KEPT_EVENTS)):
                 self._db.execute(f"DELETE FROM {table} WHERE id <= (SELECT max(id) FROM {table}) - ?", (kept,))
             self._db.execute("DELETE FROM history WHERE at < ?", (now - KEPT_HISTORY_S,))
+
+
+def _rollout(record: Mapping[str, Any]) -> Rollout:
+    return Rollout(**{**record, "stage": Stage(record["stage"])})
 
 
 def _record(replica: Replica) -> dict[str, Any]:

@@ -170,6 +170,48 @@ class DescribeView(_View):
     decisions: tuple[DecisionView, ...]
 
 
+class RevisionView(_View):
+    number: int
+    revision: str
+    current: bool
+    created_at: float
+    failed: str = ""
+    """Why it was rolled back."""
+
+
+class RolloutView(_View):
+    """How the last change of revision stands."""
+
+    model: str
+    stage: Literal["None", "Canary", "Rolling", "Complete", "RolledBack", "Cancelled"]
+    """None: the revision has never changed."""
+    revision: str
+    former: str = ""
+    step: int = 0
+    """Of the canary, from 1; 0 outside of it."""
+    steps: int = 0
+    percent: int | None = None
+    """Of the requests that the canary gets."""
+    ready: int = 0
+    """Replicas of the revision."""
+    wanted: int = 0
+    old: int = 0
+    """Replicas of other revisions that are not on their way out."""
+    requests: int = 0
+    failures: int = 0
+    """Of the requests to replicas of the revision."""
+    began_at: float | None = None
+    message: str = ""
+    revisions: tuple[RevisionView, ...] = ()
+    """On record, newest first."""
+
+
+class UndoRequest(_View):
+    """The revision to go back to, by its number; the one before the present one where absent."""
+
+    to_revision: int | None = Field(default=None, ge=1)
+
+
 class WorkerView(_View):
     index: int
     pid: int

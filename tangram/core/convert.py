@@ -94,6 +94,7 @@ def model_entry(
     expected_ready_s: float | None,
     unavailable: str | None,
     host: str = "127.0.0.1",
+    canary_percent: int | None = None,
 ) -> ModelEntry:
     """All that gateway workers need to know of the model: its settings and its usable replicas."""
     spec = model.spec
@@ -109,6 +110,7 @@ def model_entry(
                 concurrency=spec.traffic.concurrency_per_replica,
                 slot=r.slot,
                 draining=r.phase is Phase.DRAINING,
+                canary=canary_percent is not None and r.revision == model.revision,
             )
             for r in replicas
             if r.phase in (Phase.READY, Phase.DRAINING)
@@ -124,6 +126,7 @@ def model_entry(
         expected_ready_s=expected_ready_s,
         unavailable=unavailable,
         health=_health(model),
+        canary_percent=canary_percent,
     )
 
 

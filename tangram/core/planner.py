@@ -18,6 +18,8 @@ Rules, in the order they are applied to a model:
 6. Another revision is rolled in make-before-break: one more than wanted may exist while one is replaced, and an old
    replica drains when its successor is ready. Where the fleet has no room for one more, an old one drains first, if
    others are ready to carry the load or it is the only one.
+7. While a canary is held, the wanted replicas of the former revision stay (and scale), and as many of the new one as
+   the canary wants are added; where the fleet is full, an old one makes room if others carry the load.
 """
 
 from __future__ import annotations
@@ -113,6 +115,10 @@ class Desired:
     count: int
     because: str = ""
     """What decided the count, for the actions' reasons."""
+    canary: int = 0
+    """Replicas of `model`'s revision while `stable` holds the count; 0: no canary is held."""
+    stable: Model | None = None
+    """The model as it was before, while a canary is held."""
 
     @property
     def wanted(self) -> str:
@@ -198,7 +204,9 @@ class _Draft:
         self._retry_crashed(model, live)
         new = [r for r in live if r.revision == revision]
         old = [r for r in live if r.revision != revision]
-        if old:
+        if want.canary and want.stable is not None:
+            self._hold_canary(want, want.stable, new, old, replicas)
+        elif old:
             self._roll(want, new, old, replicas)
         elif len(new) < want.count:
             self._grow(want, want.count - len(new), replicas)
@@ -274,6 +282,7 @@ class _Draft:
             return 0
         avoid = frozenset(d for d, until in attempts.avoid.items() if until > self._now)
         first = self._observed.next_ordinal.get(model.name, 1)
+        first += sum(isinstance(a, Start) and not a.again and a.replica.model == model.name for a in self._actions)
         inventory = self._ledger.inventory()
         # One more than there is room for tells why the rest found no place.
         asked = min(missing, room(inventory, slice_request(model, model.name)) + 1)
@@ -326,6 +335,26 @@ class _Draft:
             why = "others carry the load" if carried else "it is the only one"
             self._let_go(_victims(old, 1)[0], f"no room for one more during the roll to revision {revision}; {why}")
 
+    def _hold_canary(
+        self, want: Desired, stable: Model, new: list[Replica], old: list[Replica], replicas: Sequence[Replica]
+    ) -> None:
+        self._retry_crashed(stable, old)
+        for replica in [r for r in old if r.revision != stable.revision]:
+            self._let_go(replica, f"neither of revision {stable.revision} nor of {want.model.revision}")
+            old.remove(replica)
+        for replica in _victims(new, len(new) - want.canary):
+            self._let_go(replica, f"{want.canary} wanted as canary, {len(new)} there")
+        for replica in _victims(old, len(old) - want.count):
+            self._let_go(replica, f"{want.wanted}, {len(old)} there")
+        lacking = want.canary - len(new)
+        gotten = self._grow(want, lacking, replicas) if lacking > 0 else 0
+        leaving = any(r.phase in (Phase.DRAINING, Phase.STOPPING) for r in replicas)
+        if lacking > gotten and want.model.name in self._refusals and not leaving and _ready(old) > 1:
+            why = f"no room for a canary of revision {want.model.revision}; others carry the load"
+            self._let_go(_victims(old, 1)[0], why)
+        elif lacking <= gotten and len(old) < want.count:
+            self._grow(replace(want, model=stable), want.count - len(old), replicas)
+
     # --- actions ---
 
     def _stop(self, replica: Replica, why: str) -> None:
@@ -336,6 +365,10 @@ class _Draft:
             self._actions.append(Drain(replica.name, replica.model, why))
         else:
             self._stop(replica, why)
+
+
+def _ready(replicas: Sequence[Replica]) -> int:
+    return sum(r.phase is Phase.READY for r in replicas)
 
 
 def _waits_since(replica: Replica) -> float:

@@ -21,9 +21,12 @@ from tangram.control.views import (
     ModelView,
     PlacementView,
     ReplicaView,
+    RevisionView,
+    RolloutView,
     ScaleRequest,
     SignalView,
     StatusView,
+    UndoRequest,
     WorkerView,
 )
 from tangram.spec import Model, SpecError, explain_validation, parse_documents
@@ -248,6 +251,20 @@ class FakeFacade:
         except ValidationError as error:
             raise SpecError("\n".join(explain_validation(error))) from None
         return self.model(name)
+
+    def rollout(self, name: str) -> RolloutView:
+        model = self.model(name)
+        now = RevisionView(number=2, revision=model.revision, current=True, created_at=NOW)
+        before = RevisionView(number=1, revision="0badcafe", current=False, created_at=NOW - 9)
+        return RolloutView(
+            model=name, stage="Complete", revision=model.revision, former="0badcafe", revisions=(now, before)
+        )
+
+    async def undo(self, name: str, request: UndoRequest) -> RolloutView:
+        if request.to_revision not in (None, 1):
+            self.model(name)
+            raise SpecError(f"toRevision: model {name!r} has no other revision {request.to_revision} to go back to")
+        return self.rollout(name)
 
     async def delete(self, name: str) -> None:
         self._spec(name)

@@ -30,13 +30,16 @@ class World:
         self.drained: set[str] = set()
         self.now = 1000.0
         self.last = Plan()
+        self.stable: Model | None = None
+        self.canary = 0
 
     def step(self, seconds: float = 0.0, **counts: int) -> list[Any]:
         """Let time pass, plan, and apply; returns the actions."""
         self.now += seconds
         self.counts.update(counts)
         observed = Observed(self.replicas, frozenset(self.drained), self.attempts, self.ordinals)
-        desired = {n: Desired(m, self.counts.get(n, 0)) for n, m in self.models.items()}
+        held = {"canary": self.canary, "stable": self.stable}
+        desired = {n: Desired(m, self.counts.get(n, 0), **held) for n, m in self.models.items()}
         self.last = plan(observed, desired, ledger_of(self.fleet, self.replicas), self.now)
         self.attempts.update(self.last.attempts)
         for action in self.last.actions:
@@ -417,3 +420,86 @@ def test_only_a_ready_replica_of_the_wanted_revision_is_undrained(fleet: Invento
     world.step(1, digits=0)
     world.replicas = tuple(replace(r, revision="0ld") for r in world.replicas)
     assert [type(a) for a in world.step(1, digits=1)] == [Start]
+
+
+# --- canary ---
+
+
+def change(world: World, make_model: Any) -> Model:
+    """Another revision comes in, of which one replica is wanted as canary."""
+    world.stable, world.canary = world.models["digits"], 1
+    world.models["digits"] = changed = make_model(runtime={"model": "/models/other.py"})
+    return changed
+
+
+def of(world: World, revision: str, *phases: Phase) -> list[str]:
+    return sorted(r.name for r in world.replicas if r.revision == revision and (not phases or r.phase in phases))
+
+
+def test_a_canary_is_added_and_all_others_stay(fleet: Inventory, make_model: Any) -> None:
+    world = World(fleet, make_model())
+    world.step(digits=3)
+    world.ready()
+    new = change(world, make_model)
+    assert kinds(world.step()) == ["Start digits-4"]
+    world.ready()
+    assert world.step(100) == []
+    assert of(world, new.revision, Phase.READY) == ["digits-4"]
+    assert len(of(world, world.stable.revision, Phase.READY)) == 3
+
+
+def test_what_is_needed_more_meanwhile_is_of_the_former_revision(fleet: Inventory, make_model: Any) -> None:
+    world = World(fleet, make_model())
+    world.step(digits=2)
+    world.ready()
+    new = change(world, make_model)
+    assert kinds(world.step(digits=4)) == ["Start digits-3", "Start digits-4", "Start digits-5"]
+    assert of(world, new.revision) == ["digits-3"]
+    world.ready()
+    world.step(digits=2)
+    assert len(of(world, world.stable.revision, Phase.READY)) == 2
+    assert of(world, new.revision, Phase.READY) == ["digits-3"]
+
+
+def test_on_a_full_fleet_one_that_others_can_stand_in_for_makes_room(fleet: Inventory, make_model: Any) -> None:
+    world = World(fleet, make_model())
+    world.step(digits=8)
+    world.ready()
+    new = change(world, make_model)
+    (drain,) = world.step()
+    assert isinstance(drain, Drain) and "canary" in drain.why
+    assert world.step(1) == []
+    world.drained.add(drain.replica)
+    world.step(1)
+    world.gone()
+    assert kinds(world.step(1)) == ["Start digits-9"]
+    world.ready()
+    world.step(1)
+    assert of(world, new.revision, Phase.READY) == ["digits-9"]
+    assert len(of(world, world.stable.revision, Phase.READY)) == 7
+    assert world.step(1) == []
+
+
+def test_the_only_replica_does_not_make_room_for_a_canary(make_model: Any) -> None:
+    world = World(Inventory((Node("a"),), (Device("a/gpu-0", "a", "virtual", 500),)), make_model())
+    world.step(digits=1)
+    world.ready()
+    change(world, make_model)
+    assert world.step() == []
+    assert world.last.refusals
+
+
+def test_after_the_canary_the_rest_is_rolled(fleet: Inventory, make_model: Any) -> None:
+    world = World(fleet, make_model())
+    world.step(digits=2)
+    world.ready()
+    new = change(world, make_model)
+    world.step()
+    world.ready()
+    world.canary = 0
+    for _ in range(6):
+        world.step(1)
+        world.drained.update(r.name for r in world.replicas if r.phase is Phase.DRAINING)
+        world.gone()
+        world.ready()
+    assert len(of(world, new.revision, Phase.READY)) == 2 == len(world.replicas)
