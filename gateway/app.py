@@ -15,6 +15,7 @@ import errno
 import json
 import logging
 import socket
+import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
@@ -108,8 +109,9 @@ class _ClientServer(web.Server):
 class Front:
     """The server of clients' requests."""
 
-    def __init__(self, proxy: Proxy, listener: socket.socket) -> None:
+    def __init__(self, proxy: Proxy, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:
         self._proxy = proxy
+        self._tls = tls
         self._listener = listener
         self._server = _ClientServer(proxy)
         self._listening: asyncio.Server | None = None
@@ -120,7 +122,7 @@ class Front:
         """Accept connections."""
         # The event loop closes the socket that it is given; the other handle stays, to empty the queue at the end.
         self._listening = await asyncio.get_running_loop().create_server(
-            self._server, sock=self._listener.dup(), backlog=BACKLOG
+            self._server, sock=self._listener.dup(), backlog=BACKLOG, ssl=self._tls
         )
 
     @property
@@ -159,7 +161,7 @@ class Front:
                 break
             accepted.setblocking(False)
             with suppress(OSError):
-                await asyncio.get_running_loop().connect_accepted_socket(self._server, accepted)
+                await asyncio.get_running_loop().connect_accepted_socket(self._server, accepted, ssl=self._tls)
         with suppress(OSError):
             # For all who hold it: a connection that is queued now would wait for nobody.
             self._listener.shutdown(socket.SHUT_RDWR)

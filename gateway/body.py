@@ -65,6 +65,11 @@ class Body:
         self._kept = [b"".join(self._kept)]
         return self._kept[0]
 
+    def replace(self, whole: bytes) -> None:
+        """Another body in the place of the one that was read whole."""
+        self._kept = [whole]
+        self._size = len(whole)
+
     def _remember(self, part: bytes) -> None:
         if self._lost or not part:
             return

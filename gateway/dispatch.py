@@ -8,7 +8,8 @@ through the gateway changes a count of requests in flight or queued but through 
 Who waits, and for how long:
 - while a model has no usable endpoint, requests wait for one to start, and the controller is woken once;
 - while all endpoints are at their limit, or refuse connections, requests wait for one of them;
-- nobody overtakes: a request that finds others waiting queues behind them;
+- nobody overtakes: a request that finds others waiting queues with them, and the room says who is next;
+- a full room, the model's or all together, refuses, unless somebody waits in it who ranks below the one that comes;
 - a model that is set to no replicas, or for which no replica can come at present, refuses at once;
 - the wait ends at the model's `queue_max_s` (503), or at the request's own timeout if that comes first (504).
 """
@@ -20,11 +21,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from gateway import routing
+from gateway import routing, splitting
 from gateway.limits import Limits
 from gateway.meter import EndpointMeter, Meter, ModelMeter
-from gateway.waiting import Room, Ticket
-from gateway.wire import Removal, Report, Snapshot, Update, Version
+from gateway.refusal import Refusal as Refusal
+from gateway.tenants import Tenants
+from gateway.waiting import ANYONE, Claim, Room, Ticket
+from gateway.wire import Removal, Report, SettingsUpdate, Snapshot, Update, Version
 
 #: How often a worker looks whether another has released a place, while one of its own requests waits for it.
 FOREIGN_POLL_S: Final = 0.005
@@ -46,19 +49,14 @@ class Outcome(StrEnum):
     BROKEN = "broken"
     """The connection broke, or what came was not HTTP, before a whole answer was there."""
     TIMED_OUT = "timed_out"
+    EXPIRED = "expired"
+    """The client's own deadline passed; the endpoint may have been in time by its model's."""
     ABANDONED = "abandoned"
     """Given up for reasons that are not the endpoint's: the client left or sent nonsense."""
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A request that is answered by the gateway itself."""
-
-    status: int
-    reason: str
-    """A word of a fixed set: queue_full, queue_timeout, no_replicas, unavailable, asleep, timeout, unknown."""
-    message: str
-    retry_after_s: int | None = None
+#: Outcomes that say nothing of the endpoint.
+_BLAMELESS: Final = frozenset({Outcome.ABANDONED, Outcome.STALE, Outcome.EXPIRED})
 
 
 @dataclass(slots=True, eq=False)
@@ -118,6 +116,9 @@ class Dispatcher:
         self.limits = limits
         self.meter = meter
         self.table = routing.Table()
+        self.tenants = Tenants(limits)
+        self.evicted: list[tuple[Ticket, Refusal]] = []
+        """Tickets that `admit` took out of a full room; whoever called it carries out `shed`."""
         self._rng = rng
         self._served: dict[str, Served] = {}
         self._waiting: set[Served] = set()
@@ -152,12 +153,17 @@ class Dispatcher:
         """All endpoints by id, lingering ones included."""
         return {e.id: e for s in self._served.values() for e in s.route.endpoints.values()}
 
-    def apply(self, message: Snapshot | Update | Removal, now: float) -> Effects | None:
+    def apply(self, message: Snapshot | Update | Removal | SettingsUpdate, now: float) -> Effects | None:
         """Take a message of the controller; None where it is not newer than what is there."""
         if not self.table.newer(message):
             return None
         self.table.version = (message.term, message.number)
         effects = Effects()
+        if isinstance(message, Snapshot | SettingsUpdate):
+            self.table.settings = message.settings
+            self.tenants.apply(message.settings)
+        if isinstance(message, SettingsUpdate):
+            return effects
         if isinstance(message, Removal):
             self._remove(message.name, now, effects)
             return effects
@@ -220,6 +226,7 @@ class Dispatcher:
         gives_up: float,
         entered: float | None = None,
         wakes: bool = True,
+        claim: Claim = ANYONE,
     ) -> Lease | Ticket | Refusal:
         """A place at an endpoint, or in the waiting room, or no place.
 
@@ -228,25 +235,41 @@ class Dispatcher:
         A request that does not wake is refused where its model has no usable endpoint.
         """
         if not served.room.count or entered is not None:
-            lease = self._lease(served, now, entered)
+            lease = self._lease(served, now, entered, claim.key)
             if lease is not None:
                 return lease
         refusal = self._hopeless(served, now, wakes=wakes)
         if refusal is not None:
             return refusal
         entry = served.route.entry
-        if entered is None:
-            full = served.room.full(nbytes, max_requests=entry.queue_max_requests, max_bytes=entry.queue_max_bytes)
-            if full is not None:
-                return self._overflow(served, now)
+        if entered is None and not self._make_room(served, nbytes, claim, now):
+            return self._overflow(served, now)
         first = now if entered is None else entered
-        ticket = Ticket(nbytes, first, min(first + entry.queue_max_s, gives_up))
+        ticket = Ticket(nbytes, first, min(first + entry.queue_max_s, gives_up), claim=claim)
         if ticket.deadline <= now:
             return self._expired(served, ticket, now)
         served.room.enter(ticket, front=entered is not None)
         served.meter.queue.add(1, now)
         self._waiting.add(served)
         return ticket
+
+    def lease_now(self, served: Served, now: float) -> Lease | None:
+        """A place that is free at this moment, for a request that does not wait."""
+        return None if served.room.count else self._lease(served, now, None)
+
+    def choose_version(self, served: Served, key: str) -> Served:
+        """The model that a request for `served` goes to: itself, or one of its weighted versions."""
+        entry = served.route.entry
+        if not entry.split:
+            return served
+        chosen = splitting.version(entry, splitting.point(key, entry.name) if key else self._rng.random())
+        return self.find(chosen) or served
+
+    def shed(self) -> Effects:
+        """What `admit` did to others than the request it was asked for."""
+        effects = Effects(refused=self.evicted)
+        self.evicted = []
+        return effects
 
     def wake(self, served: Served) -> str | None:
         """Model to wake the controller for, after a request that may wake got no lease; None where it need not know."""
@@ -289,7 +312,7 @@ class Dispatcher:
             if outcome is Outcome.ERROR:
                 meter.failures += 1
             endpoint.succeed()
-        elif outcome not in (Outcome.ABANDONED, Outcome.STALE):
+        elif outcome not in _BLAMELESS:
             meter.failures += 1
             if outcome is not Outcome.TIMED_OUT:
                 endpoint.fail(now, unreachable=outcome is Outcome.UNREACHABLE)
@@ -338,7 +361,7 @@ class Dispatcher:
             endpoint.vitals.begun -= 1
         if outcome is Outcome.ANSWERED:
             route.detector.succeeded(endpoint, now)
-        elif outcome not in (Outcome.ABANDONED, Outcome.STALE) and not endpoint.leaving:
+        elif outcome not in _BLAMELESS and not endpoint.leaving:
             unreachable = outcome is Outcome.UNREACHABLE
             route.detector.failed(endpoint, route.usable, now, unreachable=unreachable)
         if not lease.served.removed and route.detector.out:
@@ -383,8 +406,27 @@ class Dispatcher:
 
     # --- inside ---
 
-    def _lease(self, served: Served, now: float, entered: float | None) -> Lease | None:
-        endpoint = served.route.acquire(self.limits, now, self._rng)
+    def _make_room(self, served: Served, nbytes: int, claim: Claim, now: float) -> bool:
+        """Whether one more may wait; takes out those who rank below it, if that helps."""
+        entry, total = served.route.entry, self.table.settings
+        while True:
+            full = served.room.full(nbytes, max_requests=entry.queue_max_requests, max_bytes=entry.queue_max_bytes)
+            if full is None and self._waiting:
+                queued = sum(s.room.count for s in self._waiting)
+                held = sum(s.room.nbytes for s in self._waiting)
+                if queued + 1 <= total.queue_max_requests and held + nbytes <= total.queue_max_bytes:
+                    return True
+            elif full is None:
+                return total.queue_max_requests > 0 and nbytes <= total.queue_max_bytes
+            victim = served.room.outranked(claim)
+            if victim is None:
+                return False
+            served.room.leave(victim)
+            self._left(served, 1, now)
+            self.evicted.append((victim, self._overflow(served, now)))
+
+    def _lease(self, served: Served, now: float, entered: float | None, key: str = "") -> Lease | None:
+        endpoint = served.route.acquire(self.limits, now, self._rng, key)
         if endpoint is None:
             return None
         meter = served.meter.endpoint(endpoint.id, now)
@@ -401,10 +443,10 @@ class Dispatcher:
     def _grant(self, served: Served, now: float) -> Effects:
         effects = Effects()
         while (ticket := served.room.first()) is not None:
-            lease = self._lease(served, now, ticket.entered)
+            lease = self._lease(served, now, ticket.entered, ticket.claim.key)
             if lease is None:
                 break
-            served.room.leave(ticket)
+            served.room.take(ticket)
             self._left(served, 1, now)
             effects.granted.append((ticket, lease))
         if served.room.count:

@@ -9,7 +9,7 @@ from time import monotonic
 from gateway.dispatch import Dispatcher, Effects, Lease, Outcome, Refusal, Served
 from gateway.probing import Prober
 from gateway.upstream import Pools
-from gateway.waiting import Ticket
+from gateway.waiting import ANYONE, Claim, Ticket
 
 
 class Engine:
@@ -32,15 +32,26 @@ class Engine:
         self._prober = Prober(dispatcher, self.carry_out)
 
     async def admit(
-        self, served: Served, *, nbytes: int, gives_up: float, entered: float | None, wakes: bool
+        self,
+        served: Served,
+        *,
+        nbytes: int,
+        gives_up: float,
+        entered: float | None,
+        wakes: bool,
+        claim: Claim = ANYONE,
     ) -> Lease | Refusal:
         """`Dispatcher.admit`, and the wait where it gives a ticket; a caller that is cancelled leaves the queue."""
         dispatcher = self.dispatcher
-        place = dispatcher.admit(served, monotonic(), nbytes=nbytes, gives_up=gives_up, entered=entered, wakes=wakes)
+        place = dispatcher.admit(
+            served, monotonic(), nbytes=nbytes, gives_up=gives_up, entered=entered, wakes=wakes, claim=claim
+        )
+        if dispatcher.evicted:
+            self.carry_out(dispatcher.shed())
         if isinstance(place, Lease):
             return place
-        if wakes and (name := dispatcher.wake(served)) is not None:
-            self._wake(name)
+        if wakes:
+            self.wake_for(served)
         if isinstance(place, Refusal):
             return place
         future: asyncio.Future[Lease | Refusal] = self._loop.create_future()
@@ -56,6 +67,11 @@ class Engine:
             else:
                 dispatcher.cancel(served, place, monotonic())
             raise
+
+    def wake_for(self, served: Served) -> None:
+        """Tell the controller that a model without an endpoint is wanted, unless it knows."""
+        if (name := self.dispatcher.wake(served)) is not None:
+            self._wake(name)
 
     def carry_out(self, effects: Effects) -> None:
         """Wake those whom a change concerns."""
@@ -94,8 +110,10 @@ class Engine:
             self._ticker = self._loop.call_at(due, self._tick)
 
     def _tick(self) -> None:
+        # A timer may fire a little early: what was due then must not be taken for not due, nor missed by the next look.
+        due = self._ticker.when() if self._ticker is not None else 0.0
         self._ticker = None
-        self.carry_out(self.dispatcher.tick(monotonic()))
+        self.carry_out(self.dispatcher.tick(max(monotonic(), due)))
 
     def close(self) -> None:
         """Stop the clock."""

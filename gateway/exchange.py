@@ -22,6 +22,7 @@ from aiohttp.http import HttpVersion10, HttpVersion11
 
 from gateway import headers
 from gateway.protocols import ErrorShape, plain_error
+from gateway.tenants import Tenant
 
 #: A client that reads, or sends, nothing for this long is taken to be gone.
 CLIENT_STALL_S: Final = 60.0
@@ -74,6 +75,9 @@ class Exchange:
         """Of the final response; 0 until its head is written."""
         self.keep_alive = request.keep_alive and not closing
         self.http11 = request.version >= HttpVersion11
+        self.tenant: Tenant | None = None
+        self.until: float | None = None
+        """When the client, by its own account, waits no longer."""
         self._chunked = False
         self._proceeded = False
 
@@ -192,6 +196,8 @@ class Exchange:
             (b"Content-Type", b"application/json"),
             (b"Date", formatdate(usegmt=True).encode("ascii")),
         ]
+        if status == 401:
+            fields.append((b"WWW-Authenticate", b"Bearer"))
         if retry_after_s is not None:
             fields.append((b"Retry-After", b"%d" % retry_after_s))
         if close or (not self._proceeded and "Expect" in self.request.headers and not self.request.content.is_eof()):

@@ -54,6 +54,7 @@ class Limits:
         fence: Callable[[], None] = _no_fence,
     ) -> None:
         self.shared = memory is not None
+        self.workers = workers
         self._rows: list[memoryview] = []
         self._fence = fence
         if memory is not None:

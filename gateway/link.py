@@ -161,7 +161,7 @@ class Link:
             if sender is not None:
                 sender.cancel()
 
-    def _take(self, message: wire.Snapshot | wire.Update | wire.Removal) -> None:
+    def _take(self, message: wire.Snapshot | wire.Update | wire.Removal | wire.SettingsUpdate) -> None:
         effects = self._dispatcher.apply(message, monotonic())
         if effects is not None:
             self._table_changed()

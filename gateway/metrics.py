@@ -88,6 +88,30 @@ METRICS: Final[Sequence[tuple[str, str, tuple[str, ...], str]]] = (
         "429 and 503 by the gateway: queue_full, queue_timeout, no_replicas, unavailable, asleep.",
     ),
     (
+        "gateway_tenant_requests_total",
+        "counter",
+        ("tenant", "model", "code"),
+        "Requests of a tenant that were within its limits, by status.",
+    ),
+    (
+        "gateway_tenant_request_seconds_total",
+        "counter",
+        ("tenant", "model"),
+        "Request-seconds of a tenant, waiting included.",
+    ),
+    (
+        "gateway_tenant_refused_requests_total",
+        "counter",
+        ("tenant", "reason"),
+        "Requests of a tenant that were not: rate_limit, concurrency_limit, forbidden.",
+    ),
+    (
+        "gateway_tenant_inflight_requests",
+        "gauge",
+        ("tenant",),
+        "Requests of a tenant in progress.",
+    ),
+    (
         "gateway_cancelled_requests_total",
         "counter",
         ("model",),
@@ -201,6 +225,14 @@ class WorkerCollector:
                 put("gateway_refused_requests_total", count, name, reason)
             put("gateway_cancelled_requests_total", model.cancelled, name)
             put("gateway_retries_total", model.retries, name)
+        for name, tenant in sorted(self._dispatcher.tenants.by_name.items()):
+            for (model_name, status), count in sorted(tenant.usage.requests.items()):
+                put("gateway_tenant_requests_total", count, name, model_name, str(status))
+            for model_name, seconds in sorted(tenant.usage.seconds.items()):
+                put("gateway_tenant_request_seconds_total", seconds, name, model_name)
+            for reason, count in sorted(tenant.usage.refused.items()):
+                put("gateway_tenant_refused_requests_total", count, name, reason)
+            put("gateway_tenant_inflight_requests", tenant.in_flight, name)
         for id, (busy, idle) in sorted(self._connections().items()):
             put("gateway_upstream_connections", busy, id, "busy")
             put("gateway_upstream_connections", idle, id, "idle")

@@ -14,6 +14,9 @@ When an attempt fails before the first byte of a response:
 - no answer came in time: 504, never repeated.
 After the first byte there is no way back: the client's connection is cut, so that half an answer never looks whole.
 
+A client may say how long it waits (`gateway.deadlines`); once that is over nothing more is done for it: it leaves the
+queue, or its endpoint's work is cancelled, and the endpoint is not blamed.
+
 The deadline of the first byte counts from the request's arrival, the queue included; while a body is still being
 uploaded each part that moves gives it the whole time anew. Then it holds between the parts of the answer.
 """
@@ -22,6 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from dataclasses import dataclass
 from http import HTTPStatus
 from time import monotonic
@@ -37,11 +41,14 @@ from gateway.engine import Engine
 from gateway.exchange import Exchange
 from gateway.meter import CLIENT_LEFT, Ending
 from gateway.protocols import Answer, Route
+from gateway.tenants import CREDENTIALS
 from gateway.upstream import Broken, Connection, TimedOut, Unreachable
+from gateway.waiting import ANYONE, Claim
 
 log = logging.getLogger("gateway.passage")
 
 _FLUSH_BYTES: Final = 64 * 1024
+_LATE: Final = frozenset({Outcome.TIMED_OUT, Outcome.EXPIRED})
 
 
 class _BadUpload(Exception):
@@ -65,7 +72,16 @@ class Passage:
     """One request on its way to the endpoints of a model."""
 
     def __init__(
-        self, engine: Engine, x: Exchange, route: Route, host: str, body: Body, served: Served, *, repeatable: bool
+        self,
+        engine: Engine,
+        x: Exchange,
+        route: Route,
+        host: str,
+        body: Body,
+        served: Served,
+        *,
+        repeatable: bool,
+        claim: Claim = ANYONE,
     ) -> None:
         entry = served.route.entry
         self._engine = engine
@@ -75,7 +91,9 @@ class Passage:
         self._body = body
         self._served = served
         self._timeout_s = entry.timeout_s
-        self._gives_up = x.arrival + entry.timeout_s
+        self._claim = claim
+        self._until = math.inf if x.until is None else x.until
+        self._gives_up = min(x.arrival + entry.timeout_s, self._until)
         self._repeatable = repeatable
         self._repeats_left = entry.retry_attempts if repeatable else 0
         self._entered: float | None = None
@@ -108,7 +126,7 @@ class Passage:
                 await x.drain()
                 return x.sent()
             if x.status:
-                result.end(Ending.FAILED, 504 if outcome is Outcome.TIMED_OUT else 502)
+                result.end(Ending.FAILED, 504 if outcome in _LATE else 502)
                 log.warning("an answer was cut short: %s", self._failure, extra=x.about())
                 return x.cut()
             if outcome is Outcome.UNREACHABLE:
@@ -119,7 +137,7 @@ class Passage:
             if outcome is Outcome.ABANDONED:
                 result.end(Ending.REJECTED, self._fault)
                 return x.refuse(self._fault, self._failure, "bad_request", close=True)
-            if outcome is Outcome.TIMED_OUT:
+            if outcome in _LATE:
                 result.end(Ending.FAILED, 504)
                 log.warning("no answer in time", extra=x.about())
                 return x.refuse(504, f"model {x.model!r} gave no answer in time", "timeout")
@@ -140,6 +158,7 @@ class Passage:
             gives_up=self._gives_up,
             entered=self._entered,
             wakes=self._route.wakes,
+            claim=self._claim,
         )
 
     async def _attempt(self, lease: Lease) -> Outcome:
@@ -160,6 +179,8 @@ class Passage:
         except TimedOut as error:
             if upload is not None and not upload.done() and connection is not None and not connection.lagging:
                 self._failure, self._fault = "the body of the request did not come in time", 408
+            elif monotonic() >= self._until:
+                self._failure, outcome = "the client's own deadline has passed", Outcome.EXPIRED
             else:
                 self._failure, outcome = str(error), Outcome.TIMED_OUT
         except (h11.LocalProtocolError, _BadUpload) as error:
@@ -192,7 +213,7 @@ class Passage:
             method=request.method,
             target=self._route.target,
             headers=headers.upward(
-                request.raw_headers,
+                self.fields(),
                 host=host.encode("utf-8", "surrogateescape"),
                 client=self._x.peer,
                 scheme=request.scheme,
@@ -201,6 +222,11 @@ class Passage:
                 chunked=chunked,
             ),
         )
+
+    def fields(self) -> headers.Fields:
+        """Fields of the client's request that concern the model: its key is the gateway's alone."""
+        fields = list(self._x.request.raw_headers)
+        return fields if self._x.tenant is None else [f for f in fields if f[0].lower() not in CREDENTIALS]
 
     def _framing(self) -> tuple[bool, int | None]:
         if self._route.answer is Answer.BODY:
@@ -230,7 +256,7 @@ class Passage:
         try:
             async for part in self._body.parts():
                 connection.send(h11.Data(data=part))
-                connection.deadline = max(connection.deadline, monotonic() + self._timeout_s)
+                connection.deadline = min(self._until, max(connection.deadline, monotonic() + self._timeout_s))
                 await connection.drain()
             connection.send(h11.EndOfMessage())
             self._engine.dispatcher.sent(lease, monotonic())
@@ -261,7 +287,7 @@ class Passage:
                 parts, body, size = [], [], 0
                 await x.drain()
                 if following is None:
-                    connection.deadline = monotonic() + self._timeout_s
+                    connection.deadline = min(self._until, monotonic() + self._timeout_s)
                     following = await connection.receive()
             if isinstance(following, h11.Data):
                 body.append(following.data)

@@ -8,23 +8,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from random import Random
 from time import monotonic
 from typing import Final
 
 from aiohttp import web
 
-from gateway import headers
+from gateway import headers, splitting
 from gateway.body import Body, TooLarge
+from gateway.deadlines import BadTimeout, client_timeout
+from gateway.dispatch import Refusal, Served
 from gateway.engine import Engine
 from gateway.exchange import CLIENT_STALL_S, BadTarget, ClientLeft, Exchange
 from gateway.meter import CLIENT_LEFT, Ending
+from gateway.mirror import Copy, Mirror
 from gateway.passage import Passage, Result
 from gateway.protocols import Answer, Route, classify, openai
+from gateway.tenants import credential
+from gateway.waiting import ANYONE
 
 log = logging.getLogger("gateway.proxy")
 
 _VERSION: Final = "0.1.0"
+#: Answered to whoever asks, key or not.
+_OPEN: Final = frozenset({Answer.LIVE, Answer.READY})
 
 
 class _Rejected(Exception):
@@ -43,6 +51,7 @@ class Proxy:
         self.engine = engine
         self.dispatcher = engine.dispatcher
         self.closing = False
+        self._mirror = Mirror(engine)
         self._rng = rng
 
     def new_id(self) -> str:
@@ -61,6 +70,10 @@ class Proxy:
                 return x.refuse(400, str(error), "bad_target", close=True)
             route = classify(request.method, target)
             x.shape = route.shape
+            refusal = self._identify(x, route)
+            if refusal is not None:
+                self.dispatcher.meter.unroute(refusal.status)
+                return x.refuse(refusal.status, refusal.message, refusal.reason, close=refusal.status == 401)
             if route.answer is Answer.FORWARD or route.answer is Answer.BODY:
                 return await self._forward(x, route, host)
             return self._local(x, route)
@@ -79,7 +92,8 @@ class Proxy:
             ready = dispatcher.version != (0, 0) and not self.closing
             status, document = (200 if ready else 503), {"ready": ready}
         elif route.answer is Answer.LIST:
-            document = openai.model_list(dispatcher.names)
+            tenant = x.tenant
+            document = openai.model_list(n for n in dispatcher.names if tenant is None or tenant.may_use(n))
         elif route.answer in (Answer.DESCRIBE, Answer.MODEL_READY) and dispatcher.find(route.model) is not None:
             if route.answer is Answer.DESCRIBE:
                 document = openai.model_object(route.model)
@@ -94,6 +108,22 @@ class Proxy:
             status, document = 404, self._unknown(route, route.model)
         dispatcher.meter.unroute(status)
         return x.answer(status, document)
+
+    def _identify(self, x: Exchange, route: Route) -> Refusal | None:
+        """Find out who asks and how long they wait; a refusal where either cannot be."""
+        fields = x.request.raw_headers
+        if route.answer not in _OPEN:
+            who = self.dispatcher.tenants.identify(credential(fields))
+            if isinstance(who, Refusal):
+                return who
+            x.tenant = who
+        try:
+            told = client_timeout(fields)
+        except BadTimeout as error:
+            return Refusal(400, "bad_timeout", str(error))
+        if told is not None:
+            x.until = x.arrival + told
+        return None
 
     def _unknown(self, route: Route, name: str) -> dict[str, object]:
         return route.shape(404, f"model {name[:100]!r} is not known here", "unknown")
@@ -115,14 +145,32 @@ class Proxy:
             self.dispatcher.meter.unroute(404)
             return x.answer(404, self._unknown(route, name))
         x.model = served.meter.name
+        key = _sticky_key(x, served)
+        claim, held = ANYONE, None
+        if x.tenant is not None:
+            permit = self.dispatcher.tenants.admit(x.tenant, served.meter.name, x.arrival)
+            if isinstance(permit, Refusal):
+                served.meter.finish(Ending.REFUSED, permit.status, 0.0, permit.reason)
+                return x.refuse(permit.status, permit.message, permit.reason, retry_after_s=permit.retry_after_s)
+            claim, held = x.tenant.claim, permit
+        if key:
+            claim = replace(claim, key=key)
+        asked, served = served, self.dispatcher.choose_version(served, key)
+        if served is not asked:
+            x.model = served.meter.name
+            route = replace(route, target=splitting.target_of(route.target, x.model))
+            if route.answer is Answer.BODY:
+                body.replace(splitting.body_of(body.whole() or b"", x.model))
         served.meter.arrivals += 1
+        mirror = self._mirror_of(asked)
         entry = served.route.entry
         repeatable = entry.retry_attempts > 0 and (route.repeatable or entry.retry_all_methods)
         if route.answer is Answer.FORWARD:
-            body = Body(x.request.content, keep=repeatable)
+            body = Body(x.request.content, keep=repeatable or bool(mirror))
         result = Result()
+        passage = Passage(self.engine, x, route, host, body, served, repeatable=repeatable, claim=claim)
         try:
-            return await Passage(self.engine, x, route, host, body, served, repeatable=repeatable).run(result)
+            return await passage.run(result)
         except ClientLeft:
             result.end(Ending.CANCELLED, CLIENT_LEFT)
             raise
@@ -133,7 +181,25 @@ class Proxy:
                 return x.cut()
             return x.refuse(500, "the gateway failed; its log says more", "internal", close=True)
         finally:
-            served.meter.finish(result.ending, result.code, monotonic() - x.arrival, result.reason)
+            ended = monotonic()
+            served.meter.finish(result.ending, result.code, ended - x.arrival, result.reason)
+            if held is not None:
+                self.dispatcher.tenants.release(held, result.code, ended)
+            if mirror and result.ending is Ending.COMPLETED and body.rewindable:
+                whole = body.whole()
+                if whole is not None:
+                    target = splitting.target_of(route.target, mirror)
+                    if route.answer is Answer.BODY:
+                        whole = splitting.body_of(whole, mirror)
+                    copy = Copy(x.request.method, target, passage.fields(), whole, asked.meter.name)
+                    self._mirror.send(copy, mirror)
+
+    def _mirror_of(self, served: Served) -> str:
+        """The model that gets a copy of this request; empty where none does."""
+        entry = served.route.entry
+        if not entry.mirror or 100 * self._rng.random() >= entry.mirror_percent:
+            return ""
+        return entry.mirror
 
     async def _model_in(self, x: Exchange, body: Body) -> str:
         kind = x.request.headers.get("Content-Type", "application/json").partition(";")[0].strip().lower()
@@ -158,3 +224,8 @@ class Proxy:
             raise _Rejected(400, f"the body is malformed: {error}", "bad_body") from None
         except ConnectionError:
             raise ClientLeft from None
+
+
+def _sticky_key(x: Exchange, served: Served) -> str:
+    header = served.route.entry.sticky_header
+    return x.request.headers.get(header, "") if header else ""

@@ -18,13 +18,15 @@ broke a connection is *suspect* for as long, and used only where no other has ro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from gateway.health import OutlierDetector, Vitals
 from gateway.limits import Limits
-from gateway.wire import EndpointEntry, ModelEntry, Removal, Snapshot, Update, Version
+from gateway.splitting import point
+from gateway.wire import EndpointEntry, ModelEntry, Removal, Settings, SettingsUpdate, Snapshot, Update, Version
 
 BACKOFF_MIN_S: Final = 0.2
 BACKOFF_MAX_S: Final = 1.0
@@ -175,24 +177,27 @@ class Model:
         """An endpoint came back from an ejection."""
         self._ramping = [e for e in self.usable if e.vitals.ramp_s > 0]
 
-    def acquire(self, limits: Limits, now: float, rng: Random) -> Endpoint | None:
-        """The endpoint for the next request, with a place in flight taken; None where none has room."""
+    def acquire(self, limits: Limits, now: float, rng: Random, key: str = "") -> Endpoint | None:
+        """The endpoint for the next request, with a place in flight taken; None where none has room.
+
+        Requests with the same `key` get the same endpoint as long as it is in service and has room.
+        """
         self.detector.review(self.usable, now)
         if self._ramping:
             self._ramp(now)
         percent = self.entry.canary_percent
         if percent is None:
-            return self._among(self.usable, limits, now, rng)
+            return self._among(self.usable, limits, now, rng, key)
         canaries = [e for e in self.usable if e.canary]
         others = [e for e in self.usable if not e.canary]
-        if canaries and 100 * rng.random() < percent:
-            chosen = self._among(canaries, limits, now, rng)
+        if canaries and 100 * (point(key, self.entry.name) if key else rng.random()) < percent:
+            chosen = self._among(canaries, limits, now, rng, key)
             if chosen is not None:
                 return chosen
         in_service = any(e.suspended_until <= now and e.vitals.ejected is None for e in others)
-        return self._among(others if in_service else self.usable, limits, now, rng)
+        return self._among(others if in_service else self.usable, limits, now, rng, key)
 
-    def _among(self, usable: list[Endpoint], limits: Limits, now: float, rng: Random) -> Endpoint | None:
+    def _among(self, usable: list[Endpoint], limits: Limits, now: float, rng: Random, key: str) -> Endpoint | None:
         healthy = [
             e
             for e in usable
@@ -200,7 +205,7 @@ class Model:
             and e.vitals.ejected is None
             and not (e.vitals.trial and e.in_flight > e.vitals.begun)
         ]
-        chosen = _choose(healthy, limits, rng)
+        chosen = _of_key(healthy, limits, key) if key else _choose(healthy, limits, rng)
         if chosen is None and len(healthy) < len(usable):
             suspects = [e for e in usable if e.suspended_until > now and not e.unreachable and e.vitals.ejected is None]
             chosen = _choose(suspects, limits, rng)
@@ -213,6 +218,12 @@ class Model:
         for endpoint in self._ramping:
             endpoint.pull = endpoint.weight * endpoint.vitals.ramp(now)
         self._ramping = [e for e in self._ramping if e.pull < e.weight]
+
+
+def _of_key(endpoints: list[Endpoint], limits: Limits, key: str) -> Endpoint | None:
+    """Highest random weight (Thaler and Ravishankar 1998): one endpoint more or less moves only its own keys."""
+    ranked = sorted(endpoints, key=lambda e: math.log(max(point(key, e.id), 1e-18)) / e.weight, reverse=True)
+    return next((e for e in ranked if limits.acquire(e)), None)
 
 
 def _choose(endpoints: list[Endpoint], limits: Limits, rng: Random) -> Endpoint | None:
@@ -259,12 +270,14 @@ class Table:
     def __init__(self) -> None:
         self.version: Version = (0, 0)
         self.models: dict[str, Model] = {}
+        self.settings = Settings()
 
-    def newer(self, message: Snapshot | Update | Removal) -> bool:
+    def newer(self, message: Snapshot | Update | Removal | SettingsUpdate) -> bool:
         """Whether the message is to be taken."""
         return (message.term, message.number) > self.version
 
     def snapshot(self) -> Snapshot:
         """The table as one message; taking it gives this table again."""
         term, number = self.version
-        return Snapshot(term=term, number=number, models=tuple(m.entry for m in self.models.values()))
+        models = tuple(m.entry for m in self.models.values())
+        return Snapshot(term=term, number=number, models=models, settings=self.settings)

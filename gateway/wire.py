@@ -1,8 +1,8 @@
 """What the controller and the gateway workers say to each other: one JSON message a WebSocket text frame.
 
-Down, controller to worker: a `Snapshot` on connect, then an `Update` or `Removal` per model. Each carries a version
-`(term, number)`: the term grows with each start of a controller, the number with each message of that term. A worker
-takes only what is newer than what it has, and serves on from its last table without a controller.
+Down, controller to worker: a `Snapshot` on connect, then an `Update` or `Removal` per model, or `SettingsUpdate`. Each
+carries a version `(term, number)`: the term grows with each start of a controller, the number with each message of that
+term. A worker takes only what is newer than what it has, and serves on from its last table without a controller.
 
 Up, worker to controller: a `Hello` on connect, a `Report` every second, and a `Wake` at once when a model without a
 usable endpoint is asked for. Counters and time-integrals in a report are *cumulative* since the worker's start, named
@@ -64,6 +64,55 @@ class Health(_Message):
     probe_timeout_s: float = 1.0
 
 
+class SplitTarget(_Message):
+    """Another model that gets a share of the requests for this one."""
+
+    model: str
+    percent: float
+
+
+class TenantKey(_Message):
+    id: str
+    sha256: str
+    """Hex digest of the whole key."""
+
+
+class TenantLimit(_Message):
+    model: str = ""
+    """Empty: over all models."""
+    requests_per_s: float = 0.0
+    """Over all workers; 0 is unbounded."""
+    burst: int = 0
+    """Requests at once; 0: those of one second."""
+    concurrency: int = 0
+    """Requests in progress at most, over all workers; 0 is unbounded."""
+    slot: int = 0
+    """Column in the memory that workers share; no endpoint and no other limit has it."""
+
+
+class TenantEntry(_Message):
+    """Who may ask, for what, and how much."""
+
+    name: str
+    keys: tuple[TenantKey, ...] = ()
+    models: tuple[str, ...] | None = None
+    """None: all."""
+    priority: int = 0
+    weight: int = 1
+    limits: tuple[TenantLimit, ...] = ()
+
+
+class Settings(_Message):
+    """What holds for all models."""
+
+    tenants: tuple[TenantEntry, ...] = ()
+    require_key: bool = False
+    """Refuse who shows no key of a tenant."""
+    queue_max_requests: int = 10_000
+    """Bounds of all waiting rooms of a worker together."""
+    queue_max_bytes: int = 256 * 1024 * 1024
+
+
 class ModelEntry(_Message):
     """All a worker knows of one model."""
 
@@ -87,6 +136,12 @@ class ModelEntry(_Message):
     health: Health = Health()
     canary_percent: int | None = None
     """Share of the requests for endpoints that are canaries; None: they are like the others."""
+    split: tuple[SplitTarget, ...] = ()
+    sticky_header: str = ""
+    """Requests with the same value of this field go to the same endpoint; empty: none do."""
+    mirror: str = ""
+    """Model that gets copies of requests; empty: none."""
+    mirror_percent: float = 100.0
 
 
 class Snapshot(_Message):
@@ -96,6 +151,7 @@ class Snapshot(_Message):
     term: int
     number: int
     models: tuple[ModelEntry, ...]
+    settings: Settings = Settings()
 
 
 class Update(_Message):
@@ -112,7 +168,14 @@ class Removal(_Message):
     name: str
 
 
-Down = Annotated[Snapshot | Update | Removal, Field(discriminator="type")]
+class SettingsUpdate(_Message):
+    type: Literal["settings"] = "settings"
+    term: int
+    number: int
+    settings: Settings
+
+
+Down = Annotated[Snapshot | Update | Removal | SettingsUpdate, Field(discriminator="type")]
 
 
 # --- up ------------------------------------------------------------------------------------------------------------
@@ -196,11 +259,11 @@ class Wake(_Message):
 
 Up = Annotated[Hello | Report | Wake, Field(discriminator="type")]
 
-_DOWN: Final[TypeAdapter[Snapshot | Update | Removal]] = TypeAdapter(Down)
+_DOWN: Final[TypeAdapter[Snapshot | Update | Removal | SettingsUpdate]] = TypeAdapter(Down)
 _UP: Final[TypeAdapter[Hello | Report | Wake]] = TypeAdapter(Up)
 
 
-def parse_down(text: str | bytes) -> Snapshot | Update | Removal:
+def parse_down(text: str | bytes) -> Snapshot | Update | Removal | SettingsUpdate:
     """A message to a worker; raises pydantic.ValidationError on anything else."""
     return _DOWN.validate_json(text)
 

@@ -37,6 +37,7 @@ from gateway.listener import inherited_socket, listening_socket, parse_address
 from gateway.logs import configure
 from gateway.meter import Meter
 from gateway.proxy import Proxy
+from gateway.tls import BadCertificate, Certificate
 from gateway.upstream import Pools
 
 if TYPE_CHECKING:
@@ -95,7 +96,13 @@ class Worker:
         self._leave = asyncio.Event()
         self._engine = Engine(self.dispatcher, self._pools, wake=self._wake, report=self._report)
         self._proxy = Proxy(self._engine, self._rng)
-        self.front = Front(self._proxy, listener)
+        self._certificate: Certificate | None = None
+        if options.tls_cert is not None:
+            try:
+                self._certificate = Certificate(options.tls_cert, options.tls_key)
+            except BadCertificate as error:
+                raise StartError(str(error)) from None
+        self.front = Front(self._proxy, listener, self._certificate.context if self._certificate else None)
         self.admin = Admin(metrics=self._metrics, ready=self.ready)
 
     @property
@@ -125,6 +132,8 @@ class Worker:
             self._engine.carry_out(effects)
             log.info("serving %d models from the cached table", len(self.dispatcher.names))
         await self.front.start()
+        if self._certificate is not None:
+            self._certificate.watch()
         hello = wire.Hello(
             worker=options.index,
             epoch=self._epoch,
@@ -162,6 +171,8 @@ class Worker:
         self._cache.close()
         self._engine.close()
         self._pools.close()
+        if self._certificate is not None:
+            self._certificate.close()
         await self.admin.close()
         log.info("left")
 
@@ -221,10 +232,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, required=True, help="file that keeps the last table")
     parser.add_argument("--limits", type=Path, required=True, help="file of the memory that workers share")
     parser.add_argument("--admin-host", default="127.0.0.1", help="address of /metrics, /healthz and /readyz")
+    parser.add_argument("--tls-cert", type=Path, help="certificate chain (PEM); it is read again when it changes")
+    parser.add_argument("--tls-key", type=Path, help="its private key (PEM)")
     parser.add_argument("--log-json", action="store_true", help="log one JSON object a line")
     options = parser.parse_args(arguments)
     if options.workers < 1 or not 0 <= options.index < options.workers:
         parser.error(f"--index {options.index} is not that of one of {options.workers} workers")
+    if (options.tls_cert is None) != (options.tls_key is None):
+        parser.error("--tls-cert and --tls-key belong together")
     return options
 
 

@@ -125,6 +125,14 @@ class _Doc(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, validate_default=True)
 
 
+def _refuse_twice(field: str, names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{field} names {name!r} twice; names are unique")
+        seen.add(name)
+
+
 class Metadata(_Doc):
     name: Name
     labels: dict[str, str] = {}
@@ -400,6 +408,25 @@ class Health(_Doc):
     """In which the share of a replica that is new, or back, grows from a tenth to the whole."""
 
 
+class SplitTarget(_Doc):
+    """Another model that answers some of the requests for this one: a version of it."""
+
+    model: Name
+    percent: Annotated[float, Field(gt=0, le=100)]
+
+
+class Sticky(_Doc):
+    header: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$", max_length=100)]
+    """Requests with the same value of this field go to the same version and replica while that has room."""
+
+
+class Mirror(_Doc):
+    """Copies of requests that go to another model, whose answers nobody sees."""
+
+    model: Name
+    percent: Annotated[float, Field(gt=0, le=100)] = 100.0
+
+
 class Traffic(_Doc):
     timeout_seconds: Positive = 60.0
     """Until the first byte of an answer, waiting in the queue included; also between bytes of the answer."""
@@ -410,6 +437,17 @@ class Traffic(_Doc):
     drain_seconds: NonNegative = 30.0
     """How long a draining replica may finish what is in flight."""
     health: Health = Health()
+    split: tuple[SplitTarget, ...] = ()
+    """Versions and their percents; the model itself answers the rest."""
+    sticky: Sticky | None = None
+    mirror: Mirror | None = None
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        _refuse_twice("split", (target.model for target in self.split))
+        if (total := sum(target.percent for target in self.split)) > 100:
+            raise ValueError(f"split adds up to {total:g} percent; give at most 100, the rest is the model's own")
+        return self
 
 
 class CanaryStep(_Doc):
@@ -512,8 +550,20 @@ class NodeSpec(_Doc):
         return self
 
 
+class TotalQueue(_Doc):
+    """Bounds of all waiting rooms of a gateway worker together."""
+
+    max_requests: Annotated[int, Field(ge=0)] = 10_000
+    max_memory: MiB = Field(default="256Mi")  # type: ignore[assignment]
+
+
+class GatewaySpec(_Doc):
+    queue: TotalQueue = TotalQueue()
+
+
 class FleetSpec(_Doc):
     nodes: Annotated[tuple[NodeSpec, ...], Field(min_length=1)]
+    gateway: GatewaySpec = GatewaySpec()
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -530,12 +580,62 @@ class Fleet(_Doc):
     spec: FleetSpec
 
 
-def _refuse_twice(field: str, names: Iterable[str]) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise ValueError(f"{field} names {name!r} twice; names are unique")
-        seen.add(name)
+# --- Tenant --------------------------------------------------------------------------------------------------------
+
+
+class RequestLimits(_Doc):
+    requests_per_second: Positive | None = None
+    burst: Annotated[int, Field(ge=1)] | None = None
+    """Requests that may come at once; those of one second where absent."""
+    concurrency: Annotated[int, Field(ge=1)] | None = None
+    """Requests in progress at most."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.burst is not None and self.requests_per_second is None:
+            raise ValueError("burst is given without requestsPerSecond; give both or neither")
+        return self
+
+
+class KeyHash(_Doc):
+    """A key that was made elsewhere (`tangram key generate`)."""
+
+    id: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}$", strict=True)]
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    """Of the whole key."""
+
+
+class TenantSpec(_Doc):
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
+    """Of its requests that wait: the highest is served first."""
+    weight: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Its share of the turns among waiting tenants of the same priority."""
+    models: tuple[Name, ...] | None = None
+    """Models it may use; all where absent."""
+    limits: RequestLimits = RequestLimits()
+    """Over all models."""
+    model_limits: dict[Name, RequestLimits] = {}
+    keys: tuple[KeyHash, ...] = ()
+    """Besides those that `tangram key create` makes."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        _refuse_twice("keys", (key.id for key in self.keys))
+        return self
+
+
+class Tenant(_Doc):
+    """Who may use the gateway, and how much of it."""
+
+    api_version: Literal["tangram.dev/v1alpha1"] = API_VERSION
+    kind: Literal["Tenant"] = "Tenant"
+    metadata: Metadata
+    spec: TenantSpec = TenantSpec()
+
+    @property
+    def name(self) -> str:
+        """`metadata.name`, unique in a fleet."""
+        return self.metadata.name
 
 
 # --- Documents -----------------------------------------------------------------------------------------------------
@@ -547,6 +647,7 @@ class Documents:
 
     models: tuple[Model, ...] = ()
     fleet: Fleet | None = None
+    tenants: tuple[Tenant, ...] = ()
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -612,14 +713,15 @@ def load_documents(path: Path) -> Documents:
 def parse_documents(documents: Sequence[Any]) -> Documents:
     """Check raw documents; all problems of all documents are reported in one SpecError, a line each."""
     models: list[Model] = []
+    tenants: list[Tenant] = []
     fleet: Fleet | None = None
     problems: list[str] = []
     for index, document in enumerate(documents, 1):
         kind = document.get("kind") if isinstance(document, dict) else None
         name = _dig(document, "metadata", "name")
         title = f"document {index}" + (f" ({kind} {name})" if kind and name else "")
-        if kind not in ("Model", "Fleet"):
-            problems.append(f"{title}: kind: {kind!r} is not known; write Model or Fleet")
+        if kind not in ("Model", "Fleet", "Tenant"):
+            problems.append(f"{title}: kind: {kind!r} is not known; write Model, Fleet or Tenant")
             continue
         if document.get("apiVersion") is None:
             problems.append(f"{title}: apiVersion: is missing; write {API_VERSION}")
@@ -627,19 +729,20 @@ def parse_documents(documents: Sequence[Any]) -> Documents:
         try:
             if kind == "Model":
                 models.append(Model.model_validate(document))
+            elif kind == "Tenant":
+                tenants.append(Tenant.model_validate(document))
             elif fleet is not None:
                 problems.append(f"{title}: kind: a second Fleet; declare one")
             else:
                 fleet = Fleet.model_validate(document)
         except ValidationError as error:
             problems += [f"{title}: {line}" for line in explain_validation(error)]
-    names = [m.name for m in models]
-    problems += [
-        f"Model {n}: metadata.name: declared twice; names are unique" for n in sorted(set(names)) if names.count(n) > 1
-    ]
+    for what, names in (("Model", [m.name for m in models]), ("Tenant", [t.name for t in tenants])):
+        twice = [n for n in sorted(set(names)) if names.count(n) > 1]
+        problems += [f"{what} {n}: metadata.name: declared twice; names are unique" for n in twice]
     if problems:
         raise SpecError("\n".join(problems))
-    return Documents(tuple(models), fleet)
+    return Documents(tuple(models), fleet, tuple(tenants))
 
 
 _MESSAGES: Final[Mapping[str, str]] = {

@@ -220,8 +220,8 @@ def test_every_problem_of_every_document_is_told_at_once() -> None:
 @pytest.mark.parametrize(
     ("documents", "told"),
     [
-        (["just text"], "document 1: kind: None is not known; write Model or Fleet"),
-        ([{"kind": "Deployment"}], "document 1: kind: 'Deployment' is not known; write Model or Fleet"),
+        (["just text"], "document 1: kind: None is not known; write Model, Fleet or Tenant"),
+        ([{"kind": "Deployment"}], "document 1: kind: 'Deployment' is not known; write Model, Fleet or Tenant"),
         ([{"kind": "Model"}], "document 1: apiVersion: is missing; write tangram.dev/v1alpha1"),
         ([fleet_document(), fleet_document()], "document 2 (Fleet desk): kind: a second Fleet; declare one"),
         ([model_document(), model_document()], "Model digits: metadata.name: declared twice; names are unique"),

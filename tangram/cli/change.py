@@ -25,7 +25,8 @@ def read(file: Path) -> list[dict[str, Any]]:
         raise CommandError(f"{file}: holds no documents; declare at least one Model", 2)
     for index, document in enumerate(documents, 1):
         if not isinstance(document, dict):
-            raise CommandError(f"{file}: document {index}: {document!r} is not a mapping; write a Model or Fleet", 2)
+            text = f"document {index}: {document!r} is not a mapping; write a Model, Fleet or Tenant"
+            raise CommandError(f"{file}: {text}", 2)
     return documents
 
 

@@ -82,11 +82,15 @@ def up(
     insecure_listen: Annotated[
         bool, typer.Option("--insecure-listen", help="Let other machines use the gateway without any key.")
     ] = False,
+    tls_cert: Annotated[
+        Path | None, typer.Option("--tls-cert", metavar="FILE", help="Certificate chain (PEM) of the gateway.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="Its private key (PEM).")] = None,
 ) -> None:
     from tangram.cli.up import UpOptions
     from tangram.cli.up import up as run
 
-    run(UpOptions(file, listen, admin, state, workers, log_json, insecure_listen))
+    run(UpOptions(file, listen, admin, state, workers, log_json, insecure_listen, tls_cert, tls_key))
 
 
 @app.command(help="Stop what runs on a state directory, also what a killed supervisor left.")
@@ -248,6 +252,57 @@ def delete(
     if wait:
         change.wait_gone(client, name, timeout)
     typer.echo(f"model/{name} deleted")
+
+
+keys = typer.Typer(name="key", help="Make, list and revoke API keys of tenants.", no_args_is_help=True)
+app.add_typer(keys)
+
+
+@keys.command("create", help="Make a key for a tenant and print it; it is shown this once.")
+def key_create(
+    tenant: Annotated[str, typer.Argument(metavar="TENANT", help="Name of the tenant.")],
+    state: State = None,
+    admin: Admin = None,
+) -> None:
+    from tangram.cli import key
+
+    typer.echo(key.create(_client(state, admin), tenant).key)
+
+
+@keys.command("list", help="Show the keys there are, without their secrets.")
+def key_list(
+    tenant: Annotated[str | None, typer.Argument(metavar="[TENANT]", help="Only those of this one.")] = None,
+    output: As = None,
+    state: State = None,
+    admin: Admin = None,
+) -> None:
+    from tangram.cli import key, show
+
+    found = key.listed(_client(state, admin), tenant)
+    if output is not None:
+        typer.echo(show.dump([k.model_dump(mode="json", by_alias=True) for k in found], output))
+    else:
+        typer.echo(key.table(found))
+
+
+@keys.command("revoke", help="Make a key void.")
+def key_revoke(
+    id: Annotated[str, typer.Argument(metavar="ID", help="As `key list` shows it.")],
+    state: State = None,
+    admin: Admin = None,
+) -> None:
+    from tangram.cli import key
+
+    key.revoke(_client(state, admin), id)
+    typer.echo(f"key/{id} revoked")
+
+
+@keys.command("generate", help="Make a key and its entry for a Tenant document, without a running Tangram.")
+def key_generate() -> None:
+    from tangram.cli import key
+
+    made, entry = key.generate()
+    typer.echo(f"{made}\n{entry}")
 
 
 rollouts = typer.Typer(

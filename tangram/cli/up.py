@@ -14,10 +14,14 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tangram.cli.client import CommandError, can_listen
 from tangram.control.paths import StatePaths
 from tangram.node.processes import find_processes
+
+if TYPE_CHECKING:
+    from tangram.spec import Documents
 
 UNUSABLE = 2
 
@@ -33,6 +37,8 @@ class UpOptions:
     workers: int
     log_json: bool = False
     insecure_listen: bool = False
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
 
 
 def up(options: UpOptions) -> None:
@@ -49,10 +55,18 @@ def prepare(options: UpOptions) -> list[str]:
     admin = _address("--admin", options.admin)
     if listen == admin:
         raise CommandError(f"--listen and --admin are both {options.listen}; give them different ports", UNUSABLE)
-    if not options.insecure_listen:
-        _refuse_open_gateway(options.listen, listen[0])
-    _check_file(options.file)
+    documents = _check_file(options.file)
     paths = StatePaths(options.state)
+    from tangram.control.store import holds_keys
+
+    closed = not options.insecure_listen and not _is_local(listen[0])
+    if closed and not any(t.spec.keys for t in documents.tenants) and not holds_keys(paths.database):
+        raise CommandError(
+            f"--listen: {options.listen} can be reached from other machines and no tenant has a key; declare a Tenant "
+            "with a key (tangram key generate), listen on 127.0.0.1, or add --insecure-listen if that is what you want",
+            UNUSABLE,
+        )
+    tls = _tls(options)
     _make_state(paths)
     with unused(paths):
         if not find_processes(paths.root):
@@ -64,6 +78,9 @@ def prepare(options: UpOptions) -> list[str]:
                     )
     arguments = ["--file", str(options.file), "--listen", options.listen, "--admin", options.admin]
     arguments += ["--state", str(options.state), "--workers", str(options.workers)]
+    arguments += tls
+    if closed:
+        arguments.append("--require-key")
     return [*arguments, "--log-json"] if options.log_json else arguments
 
 
@@ -105,18 +122,28 @@ def _address(flag: str, text: str) -> tuple[str, int]:
     raise CommandError(f"{flag}: {text!r} is not HOST:PORT; write for example 127.0.0.1:8080 or [::1]:8080", UNUSABLE)
 
 
-def _refuse_open_gateway(text: str, host: str) -> None:
+def _is_local(host: str) -> bool:
     from tangram.control.security import is_loopback
 
-    if host != "localhost" and not is_loopback(host):
-        raise CommandError(
-            f"--listen: {text} can be reached from other machines and the gateway asks no one who they are; "
-            "listen on 127.0.0.1, or add --insecure-listen if that is what you want",
-            UNUSABLE,
-        )
+    return host == "localhost" or is_loopback(host)
 
 
-def _check_file(file: Path) -> None:
+def _tls(options: UpOptions) -> list[str]:
+    """The supervisor's arguments about TLS, once the files are good."""
+    if options.tls_cert is None and options.tls_key is None:
+        return []
+    if options.tls_cert is None or options.tls_key is None:
+        raise CommandError("--tls-cert and --tls-key belong together; give both", UNUSABLE)
+    from gateway.tls import BadCertificate, load
+
+    try:
+        load(options.tls_cert, options.tls_key)
+    except BadCertificate as error:
+        raise CommandError(str(error), UNUSABLE) from None
+    return ["--tls-cert", str(options.tls_cert.absolute()), "--tls-key", str(options.tls_key.absolute())]
+
+
+def _check_file(file: Path) -> Documents:
     from tangram.spec import SpecError, load_documents
 
     try:
@@ -129,6 +156,7 @@ def _check_file(file: Path) -> None:
             raise CommandError(
                 f"{file}: Model {model.name}: spec.runtime.model: there is no file {source}; mend the path", UNUSABLE
             )
+    return documents
 
 
 def _make_state(paths: StatePaths) -> None:

@@ -20,7 +20,7 @@ from tangram.control import openapi
 from tangram.control.facade import Facade, NotFound
 from tangram.control.openapi import OPERATIONS, BadParameter, Operation
 from tangram.control.security import MAX_BODY, Guard
-from tangram.control.views import ApplyRequest, ErrorView, ScaleRequest, UndoRequest
+from tangram.control.views import ApplyRequest, ErrorView, NewKeyRequest, ScaleRequest, UndoRequest
 from tangram.node import logs
 from tangram.spec import SpecError, explain_validation
 
@@ -152,6 +152,25 @@ class _Api:
     async def undo_rollout(self, request: web.Request, query: Query) -> web.Response:
         name = _name(request, "model")
         return _view(await self._facade.undo(name, await _body(request, UndoRequest)))
+
+    async def list_tenants(self, request: web.Request, query: Query) -> web.Response:
+        return _views(self._facade.tenants())
+
+    async def delete_tenant(self, request: web.Request, query: Query) -> web.Response:
+        await self._facade.delete_tenant(_name(request, "tenant"))
+        return web.Response(status=204)
+
+    async def list_keys(self, request: web.Request, query: Query) -> web.Response:
+        return _views(self._facade.keys())
+
+    async def create_key(self, request: web.Request, query: Query) -> web.Response:
+        name = _name(request, "tenant")
+        await _body(request, NewKeyRequest)
+        return _view(await self._facade.create_key(name))
+
+    async def revoke_key(self, request: web.Request, query: Query) -> web.Response:
+        await self._facade.revoke_key(_name(request, "key"))
+        return web.Response(status=204)
 
     async def apply(self, request: web.Request, query: Query) -> web.Response:
         wanted = await _body(request, ApplyRequest)

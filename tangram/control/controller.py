@@ -17,6 +17,7 @@ from tangram.control.facade import ModelMetrics, NotFound
 from tangram.control.loop import ControlLoop
 from tangram.control.state import ControllerState, ModelState
 from tangram.control.store import Store
+from tangram.control.tenancy import Tenancy
 from tangram.control.views import (
     AppliedView,
     ApplyView,
@@ -25,11 +26,14 @@ from tangram.control.views import (
     DeviceView,
     EventView,
     ExplainView,
+    KeyView,
     ModelView,
+    NewKeyView,
     ReplicaView,
     RolloutView,
     ScaleRequest,
     StatusView,
+    TenantView,
     UndoRequest,
     WorkerView,
 )
@@ -37,7 +41,7 @@ from tangram.control.wire_server import WireServer
 from tangram.core import convert, planner, rollout
 from tangram.core.replica import Phase
 from tangram.node.backend import Backend
-from tangram.spec import Documents, Fleet, Model, SpecError, parse_documents
+from tangram.spec import Documents, Fleet, Model, SpecError, Tenant, parse_documents
 
 
 class Controller:
@@ -50,6 +54,7 @@ class Controller:
         backend: Backend,
         wire: WireServer,
         loop: ControlLoop,
+        tenancy: Tenancy,
         *,
         term: int,
         gateway: str,
@@ -60,6 +65,7 @@ class Controller:
         self._backend = backend
         self._wire = wire
         self._loop = loop
+        self._tenancy = tenancy
         self._term = term
         self._gateway = gateway
         self._discovered = discovered
@@ -172,11 +178,17 @@ class Controller:
 
     async def apply(self, documents: Sequence[dict[str, Any]], *, dry_run: bool = False) -> ApplyView:
         if not documents:
-            raise SpecError("documents: is empty; send at least one Model or Fleet")
+            raise SpecError("documents: is empty; send at least one Model, Fleet or Tenant")
         return self.take(parse_documents(documents), dry_run=dry_run)
 
     def take(
-        self, documents: Documents, *, dry_run: bool = False, remove: Sequence[str] = (), direct: bool = False
+        self,
+        documents: Documents,
+        *,
+        dry_run: bool = False,
+        remove: Sequence[str] = (),
+        remove_tenants: Sequence[str] = (),
+        direct: bool = False,
     ) -> ApplyView:
         """Check documents against the fleet and the other specs, record all of them, and nudge the loop.
 
@@ -197,7 +209,11 @@ class Controller:
             former = state.models.get(model.name)
             change = _change(former.model if former else None, model)
             changes.append(AppliedView(kind="Model", name=model.name, change=change))
+        for tenant in documents.tenants:
+            change = _change(self._tenancy.tenants.get(tenant.name), tenant)
+            changes.append(AppliedView(kind="Tenant", name=tenant.name, change=change))
         if not dry_run:
+            self._take_tenants(documents, remove_tenants)
             self._commit(documents, inventory, [n for n in remove if n in state.models], direct=direct)
         return ApplyView(applied=tuple(changes))
 
@@ -220,8 +236,27 @@ class Controller:
                     problems.append(
                         f"Model {model.name}: {field}: no device of the fleet could ever hold it: {refusal}"
                     )
+        known = {m.name for m in (*documents.models, *kept)}
+        problems += [
+            f"Model {model.name}: {field}: there is no model {name!r}; declare it or correct the name"
+            for model in documents.models
+            for field, name in _named(model)
+            if name not in known or name == model.name
+        ]
         if problems:
             raise SpecError("\n".join(problems))
+
+    def _take_tenants(self, documents: Documents, remove: Sequence[str]) -> None:
+        tenancy = self._tenancy
+        with self._store.transaction():
+            for tenant in documents.tenants:
+                self._store.put_tenant(tenant)
+                tenancy.tenants[tenant.name] = tenant
+            for name in remove:
+                if name in tenancy.tenants:
+                    tenancy.delete(name)
+        if documents.tenants or remove or documents.fleet is not None:
+            tenancy.publish(documents.fleet or self._state.fleet)
 
     def _commit(self, documents: Documents, inventory: Inventory, remove: Sequence[str], *, direct: bool) -> None:
         now = time.time()
@@ -294,6 +329,26 @@ class Controller:
         self.take(Documents((rollout.restored(entry.model, others[0].model),)), direct=True)
         return self.rollout(name)
 
+    def tenants(self) -> Sequence[TenantView]:
+        return self._tenancy.views()
+
+    async def delete_tenant(self, name: str) -> None:
+        with self._store.transaction():
+            self._tenancy.delete(name)
+        self._tenancy.publish(self._state.fleet)
+
+    def keys(self) -> Sequence[KeyView]:
+        return self._tenancy.keys()
+
+    async def create_key(self, tenant: str) -> NewKeyView:
+        made = self._tenancy.create(tenant, time.time())
+        self._tenancy.publish(self._state.fleet)
+        return made
+
+    async def revoke_key(self, id: str) -> None:
+        self._tenancy.revoke(id)
+        self._tenancy.publish(self._state.fleet)
+
     async def delete(self, name: str) -> None:
         self._entry(name)
         self._store.delete_model(name)
@@ -305,7 +360,14 @@ def _monotonic() -> float:
     return asyncio.get_running_loop().time()
 
 
-def _change(former: Model | Fleet | None, new: Model | Fleet) -> Any:
+def _named(model: Model) -> list[tuple[str, str]]:
+    """Other models that a model's traffic names: (path of the field, name)."""
+    traffic = model.spec.traffic
+    named = [(f"spec.traffic.split[{i}].model", target.model) for i, target in enumerate(traffic.split)]
+    return [*named, ("spec.traffic.mirror.model", traffic.mirror.model)] if traffic.mirror else named
+
+
+def _change(former: Model | Fleet | Tenant | None, new: Model | Fleet | Tenant) -> Any:
     return "created" if former is None else ("unchanged" if former == new else "configured")
 
 

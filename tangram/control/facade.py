@@ -14,11 +14,14 @@ from tangram.control.views import (
     DeviceView,
     EventView,
     ExplainView,
+    KeyView,
     ModelView,
+    NewKeyView,
     ReplicaView,
     RolloutView,
     ScaleRequest,
     StatusView,
+    TenantView,
     UndoRequest,
 )
 from tangram.spec import Model
@@ -78,6 +81,21 @@ class Facade(Protocol):
 
     async def delete(self, name: str) -> None:
         """Remove a model; its replicas are drained. Raises NotFound."""
+
+    def tenants(self) -> Sequence[TenantView]:
+        """By name."""
+
+    async def delete_tenant(self, name: str) -> None:
+        """Remove a tenant and its keys. Raises NotFound."""
+
+    def keys(self) -> Sequence[KeyView]:
+        """Of all tenants, without secrets."""
+
+    async def create_key(self, tenant: str) -> NewKeyView:
+        """Make a key. Raises NotFound."""
+
+    async def revoke_key(self, id: str) -> None:
+        """Make a key void. Raises NotFound; SpecError where a document declares it."""
 
     def worker_metrics_urls(self) -> Sequence[tuple[int, str]]:
         """(worker index, URL of its /metrics) of each connected gateway worker."""

@@ -38,6 +38,7 @@ from tangram.control.paths import StatePaths, file_digest
 from tangram.control.security import TokenError, load_token
 from tangram.control.state import ControllerState, ModelState
 from tangram.control.store import Store, StoreError
+from tangram.control.tenancy import Tenancy
 from tangram.control.wire_server import WireServer
 from tangram.core import convert
 from tangram.core.demand import DemandTracker
@@ -65,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--listen", required=True)
     parser.add_argument("--admin", required=True)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--require-key", action="store_true")
+    parser.add_argument("--gateway-scheme", default="http")
     parser.add_argument("--log-json", action="store_true")
     options = parser.parse_args(argv)
     set_up_logging(json_lines=options.log_json)
@@ -144,9 +147,19 @@ async def _assemble(options: argparse.Namespace, paths: StatePaths, store: Store
         on_wake=lambda model: _wake(state, happened, model),
         on_worker=lambda index, same: None if same else state.demand.gone(index),
     )
+    tenancy = Tenancy(store, wire.publish_settings, require_key=options.require_key)
+    tenancy.publish(fleet)
     control = ControlLoop(state, store, backend, wire, backend.ports, happened)
     controller = Controller(
-        state, store, backend, wire, control, term=term, gateway=f"http://{options.listen}", discovered=discovered
+        state,
+        store,
+        backend,
+        wire,
+        control,
+        tenancy,
+        term=term,
+        gateway=f"{options.gateway_scheme}://{options.listen}",
+        discovered=discovered,
     )
     await _adopt(state, store, backend)
     _apply_file(options.file, controller, store)
@@ -202,14 +215,21 @@ def _apply_file(file: Path, controller: Controller, store: Store) -> None:
         return
     documents = load_documents(file)
     names = [m.name for m in documents.models]
+    tenants = [t.name for t in documents.tenants]
     former = json.loads(store.meta("file_models") or "[]")
+    former_tenants = json.loads(store.meta("file_tenants") or "[]")
     try:
-        controller.take(documents, remove=[n for n in former if n not in names])
+        controller.take(
+            documents,
+            remove=[n for n in former if n not in names],
+            remove_tenants=[n for n in former_tenants if n not in tenants],
+        )
     except SpecError as error:
         raise SpecError("\n".join(f"{file}: {line}" for line in str(error).splitlines())) from error
     with store.transaction():
         store.set_meta("file", digest)
         store.set_meta("file_models", json.dumps(names))
+        store.set_meta("file_tenants", json.dumps(tenants))
 
 
 def _take_report(state: ControllerState, wire: WireServer, happened: asyncio.Event, report: Report) -> None:
@@ -254,7 +274,12 @@ def _host(address: str) -> str:
 
 def _write_endpoints(paths: StatePaths, options: argparse.Namespace) -> None:
     text = json.dumps(
-        {"gateway": f"http://{options.listen}", "admin": f"http://{options.admin}", "pid": os.getppid()}, indent=1
+        {
+            "gateway": f"{options.gateway_scheme}://{options.listen}",
+            "admin": f"http://{options.admin}",
+            "pid": os.getppid(),
+        },
+        indent=1,
     )
     part = paths.endpoints.with_suffix(".part")
     part.write_text(text + "\n")

@@ -21,14 +21,18 @@ from tangram.control.views import (
     ErrorView,
     EventView,
     ExplainView,
+    KeyView,
     ModelView,
+    NewKeyRequest,
+    NewKeyView,
     ReplicaView,
     RolloutView,
     ScaleRequest,
     StatusView,
+    TenantView,
     UndoRequest,
 )
-from tangram.spec import Fleet, Model
+from tangram.spec import Fleet, Model, Tenant
 
 API_PREFIX: Final = "/api/v1alpha1"
 
@@ -179,7 +183,7 @@ OPERATIONS: Final[Sequence[Operation]] = (
         "apply",
         "POST",
         f"{API_PREFIX}/apply",
-        "Take Model and Fleet documents, all or none",
+        "Take Model, Fleet and Tenant documents, all or none",
         ApplyView,
         body=ApplyRequest,
         errors=(413, 415, 422),
@@ -221,6 +225,31 @@ OPERATIONS: Final[Sequence[Operation]] = (
         (_OF_MODEL, _LIMIT),
         errors=(404,),
     ),
+    Operation("listTenants", "GET", f"{API_PREFIX}/tenants", "Who may use the gateway, by name", (TenantView,)),
+    Operation(
+        "deleteTenant",
+        "DELETE",
+        f"{API_PREFIX}/tenants/{{name}}",
+        "Remove a tenant and its keys",
+        errors=(404,),
+    ),
+    Operation(
+        "createKey",
+        "POST",
+        f"{API_PREFIX}/tenants/{{name}}/keys",
+        "Make an API key for a tenant; it is shown this once",
+        NewKeyView,
+        body=NewKeyRequest,
+        errors=(404, 413, 415, 422),
+    ),
+    Operation("listKeys", "GET", f"{API_PREFIX}/keys", "All API keys, without their secrets", (KeyView,)),
+    Operation(
+        "revokeKey",
+        "DELETE",
+        f"{API_PREFIX}/keys/{{name}}",
+        "Make an API key void",
+        errors=(404, 422),
+    ),
     Operation("getOpenAPI", "GET", "/openapi.json", "This document", "application/json"),
     Operation("getHealth", "GET", "/healthz", "Answers while the controller lives", "text/plain", open=True),
     Operation(
@@ -261,7 +290,12 @@ def document(version: str) -> dict[str, Any]:
     """The OpenAPI 3.1 document."""
     from pydantic.json_schema import models_json_schema
 
-    wanted: set[tuple[type[BaseModel], _Mode]] = {(ErrorView, _SHOWN), (Model, _TAKEN), (Fleet, _TAKEN)}
+    wanted: set[tuple[type[BaseModel], _Mode]] = {
+        (ErrorView, _SHOWN),
+        (Model, _TAKEN),
+        (Fleet, _TAKEN),
+        (Tenant, _TAKEN),
+    }
     wanted |= {(view, _SHOWN) for o in OPERATIONS if (view := _single(o.answer))}
     wanted |= {(o.body, _TAKEN) for o in OPERATIONS if o.body}
     refs, schemas = models_json_schema(
@@ -343,7 +377,7 @@ def _describe(operation: Operation, refs: Any) -> dict[str, Any]:
 
 
 def _parameters(operation: Operation) -> list[dict[str, Any]]:
-    noun = "model" if "/models/" in operation.path else "replica"
+    noun = next(n for n in ("model", "tenant", "key", "replica") if f"/{n}s/" in operation.path or n == "replica")
     named: list[dict[str, Any]] = [
         {
             "name": name,

@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from packer.inventory import Alternative, Placement, SliceRequest
 from tangram.control.views import DecisionView, EventView
+from tangram.core.keys import Key
 from tangram.core.replica import Phase, Replica
 from tangram.core.rollout import Rollout, Stage
-from tangram.spec import Fleet, Model
+from tangram.spec import Fleet, Model, Tenant
 
 #: Each entry takes the schema from its index to the next version (PRAGMA user_version).
 MIGRATIONS: Final = (
@@ -49,6 +50,12 @@ MIGRATIONS: Final = (
         created_at REAL NOT NULL, failed TEXT NOT NULL DEFAULT '', PRIMARY KEY (model, number)
     ) WITHOUT ROWID;
     CREATE TABLE rollouts (model TEXT PRIMARY KEY, record TEXT NOT NULL) WITHOUT ROWID;
+    """,
+    """
+    CREATE TABLE tenants (name TEXT PRIMARY KEY, document TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE keys (
+        id TEXT PRIMARY KEY, tenant TEXT NOT NULL, sha256 TEXT NOT NULL, created_at REAL NOT NULL
+    ) WITHOUT ROWID;
     """,
 )
 
@@ -224,6 +231,38 @@ class Store:
         """Record the fleet."""
         self.set_meta("fleet", fleet.model_dump_json(by_alias=True))
 
+    # --- tenants ---
+
+    def tenants(self) -> dict[str, Tenant]:
+        """By name."""
+        rows = self._db.execute("SELECT name, document FROM tenants ORDER BY name")
+        return {name: Tenant.model_validate_json(text) for name, text in rows}
+
+    def put_tenant(self, tenant: Tenant) -> None:
+        """Record a tenant, new or changed."""
+        self._db.execute(
+            "INSERT INTO tenants VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET document = excluded.document",
+            (tenant.name, tenant.model_dump_json(by_alias=True)),
+        )
+
+    def delete_tenant(self, name: str) -> None:
+        """Drop a tenant and its keys."""
+        self._db.execute("DELETE FROM keys WHERE tenant = ?", (name,))
+        self._db.execute("DELETE FROM tenants WHERE name = ?", (name,))
+
+    def tenant_keys(self) -> list[Key]:
+        """Oldest first."""
+        rows = self._db.execute("SELECT id, tenant, sha256, created_at FROM keys ORDER BY created_at, id")
+        return [Key(*row) for row in rows]
+
+    def put_key(self, key: Key) -> None:
+        """Record a key's digest."""
+        self._db.execute("INSERT INTO keys VALUES (?, ?, ?, ?)", (key.id, key.tenant, key.sha256, key.created_at))
+
+    def delete_key(self, id: str) -> bool:
+        """Drop a key; False where there is none."""
+        return self._db.execute("DELETE FROM keys WHERE id = ?", (id,)).rowcount > 0
+
     # --- replicas ---
 
     def replicas(self) -> list[Replica]:
@@ -305,6 +344,17 @@ class Store:
             for table, kept in (("decisions", KEPT_DECISIONS), ("events", KEPT_EVENTS)):
                 self._db.execute(f"DELETE FROM {table} WHERE id <= (SELECT max(id) FROM {table}) - ?", (kept,))
             self._db.execute("DELETE FROM history WHERE at < ?", (now - KEPT_HISTORY_S,))
+
+
+def holds_keys(path: Path) -> bool:
+    """Whether the database of a state directory has any key of a tenant; it need not exist."""
+    if not path.exists():
+        return False
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            return db.execute("SELECT 1 FROM keys LIMIT 1").fetchone() is not None
+    except sqlite3.Error:
+        return False
 
 
 def _rollout(record: Mapping[str, Any]) -> Rollout:

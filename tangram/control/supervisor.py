@@ -297,12 +297,15 @@ def parts_of(options: argparse.Namespace, paths: StatePaths) -> list[Part]:
 
     controller = [python, "-m", "tangram.control.main", "--state", str(paths.root), "--file", str(file)]
     controller += ["--listen", options.listen, "--admin", options.admin, "--workers", str(options.workers), *json_logs]
+    controller += ["--require-key"] if options.require_key else []
+    tls = ["--tls-cert", str(options.tls_cert), "--tls-key", str(options.tls_key)] if options.tls_cert else []
+    controller += ["--gateway-scheme", "https"] if tls else []
     parts = [Part(_CONTROLLER, controller, markers(_CONTROLLER, {FILE_MARKER: file_digest(file)}))]
     for index in range(options.workers):
         role = f"worker-{index}"
         argv = [python, "-m", "gateway.worker", "--listen", options.listen, "--index", str(index)]
         argv += ["--workers", str(options.workers), "--controller", str(paths.wire)]
-        argv += ["--cache", str(paths.table_cache(index)), "--limits", str(paths.limits), *json_logs]
+        argv += ["--cache", str(paths.table_cache(index)), "--limits", str(paths.limits), *tls, *json_logs]
         parts.append(Part(role, argv, markers(role), listen=parse_address(options.listen)))
     return parts
 
@@ -316,6 +319,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--state", required=True, type=Path)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--log-json", action="store_true")
+    parser.add_argument("--require-key", action="store_true")
+    parser.add_argument("--tls-cert", type=Path)
+    parser.add_argument("--tls-key", type=Path)
     options = parser.parse_args(argv)
     paths = StatePaths(options.state)
     paths.logs.mkdir(mode=0o700, parents=True, exist_ok=True)

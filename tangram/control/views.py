@@ -170,6 +170,38 @@ class DescribeView(_View):
     decisions: tuple[DecisionView, ...]
 
 
+class TenantView(_View):
+    name: str
+    priority: int
+    weight: int
+    models: tuple[str, ...] | None = None
+    """None: all."""
+    keys: int
+    """How many there are."""
+
+
+class KeyView(_View):
+    """A key without its secret, which is not stored."""
+
+    id: str
+    tenant: str
+    created_at: float | None = None
+    """None: its tenant's document declares it."""
+
+
+class NewKeyView(_View):
+    """A key, shown this once."""
+
+    id: str
+    tenant: str
+    key: str
+    created_at: float
+
+
+class NewKeyRequest(_View):
+    """Nothing is asked for but the tenant, which the path names."""
+
+
 class RevisionView(_View):
     number: int
     revision: str
@@ -245,7 +277,7 @@ class ApplyRequest(_View):
 
 
 class AppliedView(_View):
-    kind: Literal["Model", "Fleet"]
+    kind: Literal["Model", "Fleet", "Tenant"]
     name: str
     change: Literal["created", "configured", "unchanged"]
 

@@ -55,6 +55,7 @@ class WireServer:
         self._on_wake = on_wake
         self._on_worker = on_worker
         self._table: dict[str, wire.ModelEntry] = {}
+        self._settings = wire.Settings()
         self._published = asyncio.Event()
         self._sockets: dict[int, web.WebSocketResponse] = {}
         self._outboxes: dict[int, asyncio.Queue[BaseModel]] = {}
@@ -102,6 +103,15 @@ class WireServer:
         live = {e.id for entry in self._table.values() for e in entry.endpoints}
         self._marked_draining = {r: n for r, n in self._marked_draining.items() if r in live}
         self._published.set()
+
+    def publish_settings(self, settings: wire.Settings) -> None:
+        """Send what holds for all models, where that is news."""
+        if settings == self._settings:
+            return
+        self._settings = settings
+        if self._published.is_set():
+            self._number += 1
+            self._send(wire.SettingsUpdate(term=self._term, number=self._number, settings=settings))
 
     def _mark_draining(self, entry: wire.ModelEntry) -> None:
         for endpoint in entry.endpoints:
@@ -192,7 +202,8 @@ class WireServer:
         await self._published.wait()
         outbox: asyncio.Queue[BaseModel] = asyncio.Queue()
         self._outboxes[index] = outbox
-        outbox.put_nowait(wire.Snapshot(term=self._term, number=self._number, models=tuple(self._table.values())))
+        models = tuple(self._table.values())
+        outbox.put_nowait(wire.Snapshot(term=self._term, number=self._number, models=models, settings=self._settings))
         try:
             while True:
                 text = (await outbox.get()).model_dump_json()

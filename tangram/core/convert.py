@@ -8,10 +8,12 @@ from typing import Final
 from autoscaler.defaults import RulesSpec, behavior
 from autoscaler.types import MetricTarget, RatePolicy, ScalingPolicy
 from gateway import wire
+from gateway.limits import COLUMNS
 from gateway.wire import EndpointEntry, ModelEntry
 from packer.inventory import Device, Inventory, Node, SliceRequest
+from tangram.core.keys import Key
 from tangram.core.replica import Phase, Replica
-from tangram.spec import Fleet, Model, ScalingRules
+from tangram.spec import Fleet, Model, RequestLimits, ScalingRules, Tenant
 
 #: Label of a virtual device: thousandths of a CPU core that stand for its whole compute.
 CORES_LABEL: Final = "tangram.dev/cores"
@@ -127,6 +129,50 @@ def model_entry(
         unavailable=unavailable,
         health=_health(model),
         canary_percent=canary_percent,
+        split=tuple(wire.SplitTarget(model=t.model, percent=t.percent) for t in spec.traffic.split),
+        sticky_header=spec.traffic.sticky.header if spec.traffic.sticky else "",
+        mirror=spec.traffic.mirror.model if spec.traffic.mirror else "",
+        mirror_percent=spec.traffic.mirror.percent if spec.traffic.mirror else 100.0,
+    )
+
+
+def settings(
+    tenants: Sequence[Tenant], keys: Sequence[Key], fleet: Fleet | None, *, require_key: bool
+) -> wire.Settings:
+    """What holds for all models. Once there is a tenant, a key is wanted of everybody."""
+    # Slots of tenants' limits count down from the end of the shared memory, those of replicas up from its beginning.
+    slots = iter(range(COLUMNS - 1, -1, -1))
+    entries = []
+    for tenant in sorted(tenants, key=lambda t: t.name):
+        spec = tenant.spec
+        limits = [("", spec.limits), *sorted(spec.model_limits.items())]
+        own = [wire.TenantKey(id=k.id, sha256=k.sha256) for k in spec.keys]
+        entries.append(
+            wire.TenantEntry(
+                name=tenant.name,
+                keys=(*own, *(wire.TenantKey(id=k.id, sha256=k.sha256) for k in keys if k.tenant == tenant.name)),
+                models=spec.models,
+                priority=spec.priority,
+                weight=spec.weight,
+                limits=tuple(_limit(model, limit, next(slots)) for model, limit in limits),
+            )
+        )
+    queue = fleet.spec.gateway.queue if fleet is not None else None
+    bounds = (
+        {}
+        if queue is None
+        else {"queue_max_requests": queue.max_requests, "queue_max_bytes": queue.max_memory * 1024 * 1024}
+    )
+    return wire.Settings(tenants=tuple(entries), require_key=require_key or bool(entries), **bounds)
+
+
+def _limit(model: str, limit: RequestLimits, slot: int) -> wire.TenantLimit:
+    return wire.TenantLimit(
+        model=model,
+        requests_per_s=limit.requests_per_second or 0.0,
+        burst=limit.burst or 0,
+        concurrency=limit.concurrency or 0,
+        slot=slot,
     )
 
 

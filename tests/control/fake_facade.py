@@ -18,7 +18,9 @@ from tangram.control.views import (
     DeviceView,
     EventView,
     ExplainView,
+    KeyView,
     ModelView,
+    NewKeyView,
     PlacementView,
     ReplicaView,
     RevisionView,
@@ -26,6 +28,7 @@ from tangram.control.views import (
     ScaleRequest,
     SignalView,
     StatusView,
+    TenantView,
     UndoRequest,
     WorkerView,
 )
@@ -130,6 +133,7 @@ class FakeFacade:
     log_folder: Path = Path("/nonexistent")
     specs_by_name: dict[str, Model] = field(default_factory=dict)
     replica_views: list[ReplicaView] = field(default_factory=list)
+    keys_by_id: dict[str, KeyView] = field(default_factory=dict)
     device_views: list[DeviceView] = field(default_factory=list)
     decision_views: list[DecisionView] = field(default_factory=list)
     event_views: list[EventView] = field(default_factory=list)
@@ -265,6 +269,30 @@ class FakeFacade:
             self.model(name)
             raise SpecError(f"toRevision: model {name!r} has no other revision {request.to_revision} to go back to")
         return self.rollout(name)
+
+    def tenants(self) -> Sequence[TenantView]:
+        return [TenantView(name="acme", priority=0, weight=1, keys=len(self.keys_by_id))]
+
+    async def delete_tenant(self, name: str) -> None:
+        self._acme(name)
+
+    def keys(self) -> Sequence[KeyView]:
+        return list(self.keys_by_id.values())
+
+    async def create_key(self, tenant: str) -> NewKeyView:
+        self._acme(tenant)
+        id = f"{len(self.keys_by_id):08x}"
+        self.keys_by_id[id] = KeyView(id=id, tenant=tenant, created_at=NOW)
+        return NewKeyView(id=id, tenant=tenant, key=f"tgm_{id}_secret", created_at=NOW)
+
+    async def revoke_key(self, id: str) -> None:
+        if id not in self.keys_by_id:
+            raise NotFound(f"no key {id!r}")
+        del self.keys_by_id[id]
+
+    def _acme(self, name: str) -> None:
+        if name != "acme":
+            raise NotFound(f"no tenant {name!r}; there are: acme")
 
     async def delete(self, name: str) -> None:
         self._spec(name)

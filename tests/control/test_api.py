@@ -93,7 +93,7 @@ async def test_refused_documents_tell_each_problem(client: Client, facade: Any, 
         refused = await error(response)
         assert response.status == 422
     assert any("spec.scaling.colour" in d for d in refused.details)
-    assert any("'Modell' is not known; write Model or Fleet" in d for d in refused.details)
+    assert any("'Modell' is not known; write Model, Fleet or Tenant" in d for d in refused.details)
     assert sorted(facade.specs_by_name) == ["digits"]
 
 

@@ -1,0 +1,204 @@
+"""Tenants: who asks (by API key), what they may use, how much of it, and how much they used.
+
+A key looks like `tgm_<id>_<secret>`. The table holds its id and the SHA-256 of the whole key, which is enough for a
+secret of 256 random bits. The id finds the entry; what decides is a comparison of digests in constant time, made for
+unknown ids too. Keys come and go with the table, so a new one works, and a revoked one ceases to, within a moment.
+
+Limits hold for a tenant as a whole and for a tenant and model; a request must pass all that concern it. Requests a
+second are a token bucket (as GCRA: one number, the time at which the bucket would be full again). Several workers have
+an equal share of the rate each. Concurrency is counted over all workers, in the shared memory of `gateway.limits`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from gateway.limits import Limits
+from gateway.refusal import Refusal
+from gateway.waiting import ANYONE, Claim
+from gateway.wire import Settings, TenantEntry, TenantLimit
+
+KEY_PREFIX: Final = "tgm"
+_NO_DIGEST: Final = bytes(32)
+_BUSY_RETRY_S: Final = 1
+
+
+class Bucket:
+    """A token bucket of `burst` tokens that fills at `rate` a second."""
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self.rate = rate
+        self.burst = burst
+        self._full_at = -math.inf
+
+    def wait_s(self, now: float) -> float:
+        """Seconds until a token is there; 0 where one is."""
+        return max(0.0, max(self._full_at, now) + 1 / self.rate - now - self.burst / self.rate - 1e-9)
+
+    def take(self, now: float) -> None:
+        """Take a token."""
+        self._full_at = max(self._full_at, now) + 1 / self.rate
+
+
+@dataclass(slots=True, eq=False)
+class Quota:
+    """One limit of a tenant, and what is in use of it in this worker."""
+
+    slot: int
+    concurrency: int
+    bucket: Bucket | None
+    in_flight: int = 0
+    """Changed by `gateway.limits` only."""
+
+
+@dataclass(slots=True)
+class Usage:
+    """What a tenant used in this worker since it started."""
+
+    requests: dict[tuple[str, int], int] = field(default_factory=dict)
+    """(model, code) -> requests that ended so."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Model -> request-seconds."""
+    refused: dict[str, int] = field(default_factory=dict)
+    """Reason -> requests that a limit of the tenant refused."""
+
+
+class Tenant:
+    """One tenant as a worker knows it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.entry = TenantEntry(name=name)
+        self.claim = ANYONE
+        self.usage = Usage()
+        self.in_flight = 0
+        self.quotas: dict[str, Quota] = {}
+        """By model; "": over all."""
+
+    def may_use(self, model: str) -> bool:
+        """Whether the model is among those allowed."""
+        return self.entry.models is None or model in self.entry.models
+
+
+@dataclass(slots=True, eq=False)
+class Pass:
+    """A request of a tenant within its limits; given back exactly once."""
+
+    tenant: Tenant
+    model: str
+    quotas: list[Quota]
+    since: float
+
+
+class Tenants:
+    """All tenants of one worker."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.require_key = False
+        self.by_name: dict[str, Tenant] = {}
+        self._limits = limits
+        self._keys: dict[str, tuple[bytes, Tenant]] = {}
+
+    def apply(self, settings: Settings) -> None:
+        """Follow the table. Usage, and what is in flight, goes on; a tenant that is gone is forgotten."""
+        self.require_key = settings.require_key
+        names = {entry.name for entry in settings.tenants}
+        for name in [n for n in self.by_name if n not in names]:
+            del self.by_name[name]
+        self._keys.clear()
+        for entry in settings.tenants:
+            tenant = self.by_name.setdefault(entry.name, Tenant(entry.name))
+            if tenant.entry.limits != entry.limits or not tenant.quotas:
+                tenant.quotas = {limit.model: self._quota(limit, tenant.quotas) for limit in entry.limits}
+            tenant.entry = entry
+            tenant.claim = Claim(entry.name, entry.priority, entry.weight)
+            for key in entry.keys:
+                self._keys[key.id] = (bytes.fromhex(key.sha256), tenant)
+
+    def identify(self, credential: str | None) -> Tenant | Refusal | None:
+        """Who asks; None where nobody is asked who they are and no key was given."""
+        if credential is None or (not self._keys and not self.require_key):
+            if not self.require_key:
+                return None
+            return Refusal(
+                401, "unauthorized", "no API key; send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'"
+            )
+        _, _, rest = credential.partition("_")
+        stored, tenant = self._keys.get(rest.partition("_")[0], (_NO_DIGEST, None))
+        given = hashlib.sha256(credential.encode("utf-8", "surrogateescape")).digest()
+        if hmac.compare_digest(given, stored) and tenant is not None:
+            return tenant
+        return Refusal(401, "unauthorized", "the API key is not known here, or was revoked")
+
+    def admit(self, tenant: Tenant, model: str, now: float) -> Pass | Refusal:
+        """Whether a request is within the tenant's limits."""
+        if not tenant.may_use(model):
+            return self._refuse(tenant, 403, "forbidden", f"tenant {tenant.name!r} may not use model {model!r}")
+        quotas = [tenant.quotas[name] for name in ("", model) if name in tenant.quotas]
+        wait = max((q.bucket.wait_s(now) for q in quotas if q.bucket is not None), default=0.0)
+        if wait > 0:
+            text = f"tenant {tenant.name!r} has sent more requests a second than it may"
+            return self._refuse(tenant, 429, "rate_limit", text, max(1, math.ceil(wait)))
+        for index, quota in enumerate(quotas):
+            if not self._limits.acquire(quota):
+                for taken in quotas[:index]:
+                    self._limits.release(taken)
+                text = f"tenant {tenant.name!r} has as many requests in progress as it may"
+                return self._refuse(tenant, 429, "concurrency_limit", text, _BUSY_RETRY_S)
+        for quota in quotas:
+            if quota.bucket is not None:
+                quota.bucket.take(now)
+        tenant.in_flight += 1
+        return Pass(tenant, model, quotas, now)
+
+    def release(self, held: Pass, code: int, now: float) -> None:
+        """The request ended with this code."""
+        for quota in held.quotas:
+            self._limits.release(quota)
+        tenant, model = held.tenant, held.model
+        tenant.in_flight -= 1
+        usage = tenant.usage
+        usage.requests[model, code] = usage.requests.get((model, code), 0) + 1
+        usage.seconds[model] = usage.seconds.get(model, 0.0) + now - held.since
+
+    def _quota(self, limit: TenantLimit, former: dict[str, Quota]) -> Quota:
+        bucket = None
+        if limit.requests_per_s:
+            workers = self._limits.workers
+            burst = limit.burst or max(1, math.ceil(limit.requests_per_s))
+            bucket = Bucket(limit.requests_per_s / workers, max(1.0, burst / workers))
+        quota = former.get(limit.model)
+        if quota is None:
+            return Quota(limit.slot, limit.concurrency, bucket)
+        old_slot, quota.slot = quota.slot, limit.slot
+        quota.concurrency, quota.bucket = limit.concurrency, bucket
+        if old_slot != limit.slot:
+            self._limits.move(quota, old_slot)
+        return quota
+
+    @staticmethod
+    def _refuse(tenant: Tenant, status: int, reason: str, message: str, retry_after_s: int | None = None) -> Refusal:
+        tenant.usage.refused[reason] = tenant.usage.refused.get(reason, 0) + 1
+        return Refusal(status, reason, message, retry_after_s)
+
+
+#: Fields that may carry a key, lower case.
+CREDENTIALS: Final = frozenset({b"authorization", b"x-api-key"})
+
+
+def credential(fields: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """The key that a request carries, if any."""
+    for name, value in fields:
+        lower = name.lower()
+        if lower == b"x-api-key":
+            return value.decode("latin-1").strip()
+        if lower == b"authorization":
+            scheme, _, given = value.decode("latin-1").partition(" ")
+            if scheme.lower() == "bearer":
+                return given.strip()
+    return None
