@@ -28,7 +28,9 @@ class Engine:
         self._wake = wake
         self._report = report
         self._loop = asyncio.get_running_loop()
-        self._ticker: asyncio.TimerHandle | None = None
+        self._ticker: asyncio.Handle | None = None
+        self._due = 0.0
+        """When the ticker fires. uvloop gives a handle without a time where that is now."""
         self._prober = Prober(dispatcher, self.carry_out)
 
     async def admit(
@@ -102,18 +104,18 @@ class Engine:
     def _expect_tick(self) -> None:
         due = self.dispatcher.next_tick(monotonic())
         if self._ticker is not None:
-            if due is not None and self._ticker.when() <= due:
+            if due is not None and self._due <= due:
                 return
             self._ticker.cancel()
             self._ticker = None
         if due is not None:
+            self._due = due
             self._ticker = self._loop.call_at(due, self._tick)
 
     def _tick(self) -> None:
         # A timer may fire a little early: what was due then must not be taken for not due, nor missed by the next look.
-        due = self._ticker.when() if self._ticker is not None else 0.0
         self._ticker = None
-        self.carry_out(self.dispatcher.tick(max(monotonic(), due)))
+        self.carry_out(self.dispatcher.tick(max(monotonic(), self._due)))
 
     def close(self) -> None:
         """Stop the clock."""

@@ -72,7 +72,8 @@ class Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._drainer: asyncio.Future[None] | None = None
         self._writing_paused = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._timer_at = 0.0
 
     # --- asyncio.Protocol ---
 
@@ -174,10 +175,10 @@ class Connection(asyncio.Protocol):
                 self._reading_paused = False
                 self._transport.resume_reading()
             if self._timer is None:
-                self._timer = self._loop.call_at(self.deadline, self._check_deadline)
-            elif self._timer.when() > self.deadline:
+                self._arm()
+            elif self._timer_at > self.deadline:
                 self._timer.cancel()
-                self._timer = self._loop.call_at(self.deadline, self._check_deadline)
+                self._arm()
             self._waiter = self._loop.create_future()
             try:
                 await self._waiter
@@ -202,12 +203,17 @@ class Connection(asyncio.Protocol):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
+    def _arm(self) -> None:
+        # The time is kept here: uvloop gives a handle without one where that is now.
+        self._timer_at = self.deadline
+        self._timer = self._loop.call_at(self.deadline, self._check_deadline)
+
     def _check_deadline(self) -> None:
         self._timer = None
         if self._waiter is None or self._waiter.done():
             return
         if monotonic() < self.deadline:
-            self._timer = self._loop.call_at(self.deadline, self._check_deadline)
+            self._arm()
         else:
             self._waiter.set_exception(TimedOut("no answer in time"))
 

@@ -16,6 +16,8 @@ from tangram.cli import up
 from tangram.cli.client import CommandError
 from tangram.cli.up import UpOptions, prepare
 from tangram.control.paths import StatePaths
+from tangram.control.store import Store
+from tangram.core.keys import Key
 
 Tangram = Callable[..., Any]
 
@@ -101,6 +103,36 @@ def test_one_address_for_both(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "example.com", "[::]"])
 def test_the_gateway_is_not_open_to_others_by_accident(options: dict[str, Any], host: str) -> None:
     assert "--insecure-listen" in refused(options, listen=f"{host}:8080")
+
+
+def test_where_tenants_have_keys_it_is_open_to_them(options: dict[str, Any]) -> None:
+    options["listen"] = f"0.0.0.0:{free_port()}"
+    tenant = "---\napiVersion: tangram.dev/v1alpha1\nkind: Tenant\nmetadata: {name: acme}\n"
+    declared = Path(options["file"]).read_text()
+    Path(options["file"]).write_text(declared + tenant)
+    assert "no tenant has a key" in refused(options)
+    Path(options["file"]).write_text(declared + tenant + f"spec: {{keys: [{{id: 0a0a0a0a, sha256: '{'0' * 64}'}}]}}\n")
+    assert "--require-key" in prepare(UpOptions(**options))
+
+
+def test_keys_that_were_made_before_count_too(options: dict[str, Any]) -> None:
+    paths = StatePaths(options["state"])
+    paths.root.mkdir()
+    store = Store(paths.database)
+    store.put_key(Key("0a0a0a0a", "acme", "0" * 64, 1.0))
+    store.close()
+    assert "--require-key" in prepare(UpOptions(**options | {"listen": f"0.0.0.0:{free_port()}"}))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"tls_cert": Path("c.pem")}, "belong together"),
+        ({"tls_cert": Path("no-such.pem"), "tls_key": Path("no-such.key")}, "no-such.pem"),
+    ],
+)
+def test_tls_files_that_are_of_no_use(options: dict[str, Any], given: dict[str, Any], told: str) -> None:
+    assert told in refused(options, **given)
 
 
 def test_unless_told_so(options: dict[str, Any]) -> None:

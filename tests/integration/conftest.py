@@ -117,10 +117,11 @@ class Installation:
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "tangram.cli.main", *arguments]
 
-    def up(self) -> None:
+    def up(self, *more: str) -> None:
         """`tangram up`, in the background."""
         arguments = ["up", str(self.file), "--state", str(self.state), "--workers", str(self.workers)]
         arguments += ["--listen", f"127.0.0.1:{self.gateway_port}", "--admin", f"127.0.0.1:{self.admin_port}"]
+        arguments += more
         with (self.folder / "up.out").open("ab") as out:
             self.supervisor = subprocess.Popen(
                 self.command(*arguments), stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
