@@ -17,96 +17,24 @@ Who waits, and for how long:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Final
 
 from gateway import routing, splitting
+from gateway.leases import BLAMELESS, Effects, Lease, Outcome, Served
 from gateway.limits import Limits
-from gateway.meter import EndpointMeter, Meter, ModelMeter
-from gateway.refusal import Refusal as Refusal
+from gateway.meter import Meter
+from gateway.refusal import Refusal
 from gateway.tenants import Tenants
-from gateway.waiting import ANYONE, Claim, Room, Ticket
+from gateway.waiting import ANYONE, Claim, Ticket
 from gateway.wire import Removal, Report, SettingsUpdate, Snapshot, Update, Version
+
+__all__ = ["FOREIGN_POLL_S", "Dispatcher", "Effects", "Lease", "Outcome", "Refusal", "Served"]
 
 #: How often a worker looks whether another has released a place, while one of its own requests waits for it.
 FOREIGN_POLL_S: Final = 0.005
 #: Retry-After where nothing is known of when it would pay, and its upper bound.
 _RETRY_UNKNOWN_S: Final = 5
 _RETRY_MAX_S: Final = 300
-
-
-class Outcome(StrEnum):
-    """How an endpoint did with a request that was leased to it."""
-
-    ANSWERED = "answered"
-    ERROR = "error"
-    """Answered in full, with 5xx."""
-    UNREACHABLE = "unreachable"
-    """It refused the connection; nothing was sent."""
-    STALE = "stale"
-    """A connection kept from an earlier request turned out to be closed; the endpoint is not to blame."""
-    BROKEN = "broken"
-    """The connection broke, or what came was not HTTP, before a whole answer was there."""
-    TIMED_OUT = "timed_out"
-    EXPIRED = "expired"
-    """The client's own deadline passed; the endpoint may have been in time by its model's."""
-    ABANDONED = "abandoned"
-    """Given up for reasons that are not the endpoint's: the client left or sent nonsense."""
-
-
-#: Outcomes that say nothing of the endpoint.
-_BLAMELESS: Final = frozenset({Outcome.ABANDONED, Outcome.STALE, Outcome.EXPIRED})
-
-
-@dataclass(slots=True, eq=False)
-class Served:
-    """A model with all that this worker keeps of it."""
-
-    route: routing.Model
-    meter: ModelMeter
-    room: Room = field(default_factory=Room)
-    woken: bool = False
-    """Whether the controller has been told since the table of this model last changed."""
-    removed: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class Lease:
-    """One place in flight at an endpoint; given back exactly once."""
-
-    served: Served
-    endpoint: routing.Endpoint
-    meter: EndpointMeter
-    since: float
-    queue_s: float = 0.0
-    """Waited while there was a usable endpoint."""
-    start_s: float = 0.0
-    """Waited while there was none."""
-    open: bool = True
-    sent_at: float | None = None
-    """When the request was sent whole; None before, and once an answer has begun."""
-    begun: bool = False
-    """Whether an answer has begun."""
-
-
-@dataclass(slots=True)
-class Effects:
-    """What a shell must do after a change."""
-
-    granted: list[tuple[Ticket, Lease]] = field(default_factory=list)
-    refused: list[tuple[Ticket, Refusal]] = field(default_factory=list)
-    wakes: list[str] = field(default_factory=list)
-    """Models for which the controller is to be woken."""
-    report: bool = False
-    """Somebody waits for a drain: report at once."""
-
-    def merge(self, other: Effects) -> None:
-        """Both."""
-        self.granted += other.granted
-        self.refused += other.refused
-        self.wakes += other.wakes
-        self.report |= other.report
 
 
 class Dispatcher:
@@ -312,7 +240,7 @@ class Dispatcher:
             if outcome is Outcome.ERROR:
                 meter.failures += 1
             endpoint.succeed()
-        elif outcome not in _BLAMELESS:
+        elif outcome not in BLAMELESS:
             meter.failures += 1
             if outcome is not Outcome.TIMED_OUT:
                 endpoint.fail(now, unreachable=outcome is Outcome.UNREACHABLE)
@@ -361,7 +289,7 @@ class Dispatcher:
             endpoint.vitals.begun -= 1
         if outcome is Outcome.ANSWERED:
             route.detector.succeeded(endpoint, now)
-        elif outcome not in _BLAMELESS and not endpoint.leaving:
+        elif outcome not in BLAMELESS and not endpoint.leaving:
             unreachable = outcome is Outcome.UNREACHABLE
             route.detector.failed(endpoint, route.usable, now, unreachable=unreachable)
         if not lease.served.removed and route.detector.out:

@@ -85,7 +85,8 @@ METRICS: Final[Sequence[tuple[str, str, tuple[str, ...], str]]] = (
         "gateway_refused_requests_total",
         "counter",
         ("model", "reason"),
-        "429 and 503 by the gateway: queue_full, queue_timeout, no_replicas, unavailable, asleep.",
+        "Requests that the gateway refused: queue_full, queue_timeout, no_replicas, unavailable, asleep; of tenants "
+        "rate_limit, concurrency_limit, forbidden; of copies for a mirror mirror_dropped.",
     ),
     (
         "gateway_tenant_requests_total",

@@ -26,7 +26,7 @@ from gateway.mirror import Copy, Mirror
 from gateway.passage import Passage, Result
 from gateway.protocols import Answer, Route, classify, openai
 from gateway.tenants import credential
-from gateway.waiting import ANYONE
+from gateway.waiting import ANYONE, Claim
 
 log = logging.getLogger("gateway.proxy")
 
@@ -94,7 +94,7 @@ class Proxy:
         elif route.answer is Answer.LIST:
             tenant = x.tenant
             document = openai.model_list(n for n in dispatcher.names if tenant is None or tenant.may_use(n))
-        elif route.answer in (Answer.DESCRIBE, Answer.MODEL_READY) and dispatcher.find(route.model) is not None:
+        elif route.answer in (Answer.DESCRIBE, Answer.MODEL_READY) and self._shows(x, route.model):
             if route.answer is Answer.DESCRIBE:
                 document = openai.model_object(route.model)
             elif dispatcher.ready(route.model):
@@ -112,7 +112,7 @@ class Proxy:
     def _identify(self, x: Exchange, route: Route) -> Refusal | None:
         """Find out who asks and how long they wait; a refusal where either cannot be."""
         fields = x.request.raw_headers
-        if route.answer not in _OPEN:
+        if route.answer not in _OPEN and self.dispatcher.tenants.asking:
             who = self.dispatcher.tenants.identify(credential(fields))
             if isinstance(who, Refusal):
                 return who
@@ -124,6 +124,10 @@ class Proxy:
         if told is not None:
             x.until = x.arrival + told
         return None
+
+    def _shows(self, x: Exchange, name: str) -> bool:
+        """Whether there is such a model for who asks."""
+        return self.dispatcher.find(name) is not None and (x.tenant is None or x.tenant.may_use(name))
 
     def _unknown(self, route: Route, name: str) -> dict[str, object]:
         return route.shape(404, f"model {name[:100]!r} is not known here", "unknown")
@@ -146,7 +150,7 @@ class Proxy:
             return x.answer(404, self._unknown(route, name))
         x.model = served.meter.name
         key = _sticky_key(x, served)
-        claim, held = ANYONE, None
+        claim, held, result = ANYONE, None, Result()
         if x.tenant is not None:
             permit = self.dispatcher.tenants.admit(x.tenant, served.meter.name, x.arrival)
             if isinstance(permit, Refusal):
@@ -155,7 +159,16 @@ class Proxy:
             claim, held = x.tenant.claim, permit
         if key:
             claim = replace(claim, key=key)
-        asked, served = served, self.dispatcher.choose_version(served, key)
+        try:
+            return await self._pass_on(x, route, host, body, served, claim, result)
+        finally:
+            if held is not None:
+                self.dispatcher.tenants.release(held, result.code, monotonic())
+
+    async def _pass_on(
+        self, x: Exchange, route: Route, host: str, body: Body, asked: Served, claim: Claim, result: Result
+    ) -> web.StreamResponse:
+        served = self.dispatcher.choose_version(asked, claim.key)
         if served is not asked:
             x.model = served.meter.name
             route = replace(route, target=splitting.target_of(route.target, x.model))
@@ -167,7 +180,6 @@ class Proxy:
         repeatable = entry.retry_attempts > 0 and (route.repeatable or entry.retry_all_methods)
         if route.answer is Answer.FORWARD:
             body = Body(x.request.content, keep=repeatable or bool(mirror))
-        result = Result()
         passage = Passage(self.engine, x, route, host, body, served, repeatable=repeatable, claim=claim)
         try:
             return await passage.run(result)
@@ -181,18 +193,19 @@ class Proxy:
                 return x.cut()
             return x.refuse(500, "the gateway failed; its log says more", "internal", close=True)
         finally:
-            ended = monotonic()
-            served.meter.finish(result.ending, result.code, ended - x.arrival, result.reason)
-            if held is not None:
-                self.dispatcher.tenants.release(held, result.code, ended)
+            served.meter.finish(result.ending, result.code, monotonic() - x.arrival, result.reason)
             if mirror and result.ending is Ending.COMPLETED and body.rewindable:
-                whole = body.whole()
-                if whole is not None:
-                    target = splitting.target_of(route.target, mirror)
-                    if route.answer is Answer.BODY:
-                        whole = splitting.body_of(whole, mirror)
-                    copy = Copy(x.request.method, target, passage.fields(), whole, asked.meter.name)
-                    self._mirror.send(copy, mirror)
+                self._copy(x, route, body, passage, asked.meter.name, mirror)
+
+    def _copy(self, x: Exchange, route: Route, body: Body, passage: Passage, name: str, mirror: str) -> None:
+        """Send the mirror its copy, if all of the body is at hand."""
+        whole = body.whole()
+        if whole is None:
+            return
+        if route.answer is Answer.BODY:
+            whole = splitting.body_of(whole, mirror)
+        target = splitting.target_of(route.target, mirror)
+        self._mirror.send(Copy(x.request.method, target, passage.fields(), whole, name), mirror)
 
     def _mirror_of(self, served: Served) -> str:
         """The model that gets a copy of this request; empty where none does."""

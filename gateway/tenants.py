@@ -104,6 +104,11 @@ class Tenants:
         self._limits = limits
         self._keys: dict[str, tuple[bytes, Tenant]] = {}
 
+    @property
+    def asking(self) -> bool:
+        """Whether it matters who asks."""
+        return self.require_key or bool(self._keys)
+
     def apply(self, settings: Settings) -> None:
         """Follow the table. Usage, and what is in flight, goes on; a tenant that is gone is forgotten."""
         self.require_key = settings.require_key

@@ -447,3 +447,69 @@ def test_quantities_in_the_schema_are_integers_or_strings() -> None:
     schema = Model.model_json_schema(by_alias=True)
     found = [n for p, n in walk(schema, schema["$defs"]) if p == ".spec.slice.memory.request"]
     assert any(node.get("x-kubernetes-int-or-string") for node in found)
+
+
+# --- traffic, rollouts, tenants ---
+
+
+def with_spec(**parts: Any) -> dict[str, Any]:
+    document = model_document()
+    document["spec"].update(parts)
+    return document
+
+
+@pytest.mark.parametrize(
+    ("document", "told"),
+    [
+        (
+            with_spec(traffic={"split": [{"model": "a", "percent": 60}, {"model": "b", "percent": 50}]}),
+            "spec.traffic: split adds up to 110 percent; give at most 100",
+        ),
+        (
+            with_spec(traffic={"split": [{"model": "a", "percent": 1}, {"model": "a", "percent": 2}]}),
+            "spec.traffic: split names 'a' twice",
+        ),
+        (with_spec(traffic={"sticky": {"header": "X Session"}}), "spec.traffic.sticky.header: 'X Session'"),
+        (
+            with_spec(traffic={"health": {"ejection": {"slowFactor": 0.5}}}),
+            "spec.traffic.health.ejection: slowFactor 0.5 would eject the usual",
+        ),
+        (
+            with_spec(rollout={"canary": [{"percent": 50}, {"percent": 10}]}),
+            "spec.rollout: canary has percents [50, 10]; each step gives the new revision more",
+        ),
+        (with_spec(rollout={"canary": [{"percent": 100}]}), "spec.rollout.canary[0].percent: 100"),
+    ],
+)
+def test_traffic_that_makes_no_sense(document: dict[str, Any], told: str) -> None:
+    assert f"document 1 (Model digits): {told}" in refusal(document)
+
+
+def tenant(**spec: Any) -> dict[str, Any]:
+    return {"apiVersion": API_VERSION, "kind": "Tenant", "metadata": {"name": "acme"}, "spec": spec}
+
+
+def test_tenants_are_documents_like_others() -> None:
+    documents = parse_documents([tenant(limits={"requestsPerSecond": 5}, modelLimits={"digits": {"concurrency": 2}})])
+    (one,) = documents.tenants
+    assert one.spec.models is None
+    assert one.spec.model_limits["digits"].concurrency == 2
+    assert "Tenant acme: metadata.name: declared twice" in refusal(tenant(), tenant())
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ({"limits": {"burst": 5}}, "spec.limits: burst is given without requestsPerSecond"),
+        ({"keys": [{"id": "x", "sha256": "0" * 64}]}, "spec.keys[0].id: 'x'"),
+        ({"keys": [{"id": "0a0a0a0a", "sha256": "short"}]}, "spec.keys[0].sha256: 'short'"),
+        ({"weight": 0}, "spec.weight: 0"),
+    ],
+)
+def test_tenants_that_make_no_sense(spec: dict[str, Any], told: str) -> None:
+    assert told in refusal(tenant(**spec))
+
+
+def test_how_a_model_is_rolled_out_is_no_part_of_its_process() -> None:
+    plain, careful = (parse_documents([d]).models[0] for d in (model_document(), with_spec(rollout={"minRequests": 9})))
+    assert plain.revision == careful.revision

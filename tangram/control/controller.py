@@ -238,7 +238,7 @@ class Controller:
                     )
         known = {m.name for m in (*documents.models, *kept)}
         problems += [
-            f"Model {model.name}: {field}: there is no model {name!r}; declare it or correct the name"
+            f"Model {model.name}: {field}: {name!r} is no other model; declare it or correct the name"
             for model in documents.models
             for field, name in _named(model)
             if name not in known or name == model.name
@@ -338,7 +338,7 @@ class Controller:
         self._tenancy.publish(self._state.fleet)
 
     def keys(self) -> Sequence[KeyView]:
-        return self._tenancy.keys()
+        return self._tenancy.key_views()
 
     async def create_key(self, tenant: str) -> NewKeyView:
         made = self._tenancy.create(tenant, time.time())

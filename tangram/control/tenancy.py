@@ -41,7 +41,7 @@ class Tenancy:
             for name, tenant in sorted(self.tenants.items())
         ]
 
-    def keys(self) -> Sequence[KeyView]:
+    def key_views(self) -> Sequence[KeyView]:
         """All keys, those that a document declares included; by tenant."""
         shown = [KeyView(id=k.id, tenant=k.tenant, created_at=k.created_at) for k in self._store.tenant_keys()]
         shown += [KeyView(id=k.id, tenant=t.name) for t in self.tenants.values() for k in t.spec.keys]
@@ -50,7 +50,7 @@ class Tenancy:
     def create(self, tenant: str, now: float) -> NewKeyView:
         """Make a key; this is the only time it is seen. Raises NotFound."""
         self._tenant(tenant)
-        taken = {k.id for k in self.keys()}
+        taken = {k.id for k in self.key_views()}
         id = next(i for i in iter(lambda: secrets.token_hex(keys.ID_BYTES), "") if i not in taken)
         key, stored = keys.make(tenant, id, secrets.token_urlsafe(keys.SECRET_BYTES), now)
         self._store.put_key(stored)

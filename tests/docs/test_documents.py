@@ -9,6 +9,9 @@ from types import ModuleType
 from xml.etree import ElementTree
 
 import pytest
+import yaml
+
+from tangram.spec import Rollout, Tenant, TenantSpec, Traffic
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -54,6 +57,18 @@ def test_links_lead_somewhere(document: Path) -> None:
     for target in targets:
         if "://" not in target:
             assert (document.parent / target).exists(), f"{document.name} links to {target}, which is not there"
+
+
+def test_what_the_documents_show_of_specs_is_valid() -> None:
+    text = (ROOT / "docs/traffic.md").read_text(encoding="utf-8")
+    shown = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.S)]
+    assert len(shown) == 5
+    for one in shown:
+        if one.get("kind") == "Tenant":
+            Tenant.model_validate(one)
+        for part, schema in (("traffic", Traffic), ("rollout", Rollout), ("spec", TenantSpec)):
+            if part in one:
+                schema.model_validate(one[part])
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
