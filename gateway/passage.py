@@ -31,7 +31,7 @@ import h11
 from aiohttp import web
 
 from gateway import headers
-from gateway.body import Body
+from gateway.body import Body, TooSlow
 from gateway.dispatch import Lease, Outcome, Refusal, Served
 from gateway.engine import Engine
 from gateway.exchange import Exchange
@@ -233,6 +233,9 @@ class Passage:
                 await connection.drain()
             connection.send(h11.EndOfMessage())
         except (web.RequestPayloadError, ConnectionError, h11.LocalProtocolError) as error:
+            connection.fail(_BadUpload(str(error)))
+        except TooSlow as error:
+            self._fault = 408
             connection.fail(_BadUpload(str(error)))
 
     async def _receive(self, connection: Connection) -> Outcome:

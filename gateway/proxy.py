@@ -14,13 +14,14 @@ from typing import Final
 
 from aiohttp import web
 
-from gateway import headers
-from gateway.body import Body, TooLarge
+from gateway import headers, heads
+from gateway.body import Body, TooLarge, TooSlow
 from gateway.engine import Engine
-from gateway.exchange import CLIENT_STALL_S, BadTarget, ClientLeft, Exchange
+from gateway.exchange import BadTarget, ClientLeft, Exchange
 from gateway.meter import CLIENT_LEFT, Ending
 from gateway.passage import Passage, Result
 from gateway.protocols import Answer, Route, classify, openai
+from gateway.timeouts import Pace, Timeouts
 
 log = logging.getLogger("gateway.proxy")
 
@@ -39,8 +40,9 @@ class _Rejected(Exception):
 class Proxy:
     """The full path. `closing` says that the worker is about to leave."""
 
-    def __init__(self, engine: Engine, rng: Random) -> None:
+    def __init__(self, engine: Engine, rng: Random, timeouts: Timeouts | None = None) -> None:
         self.engine = engine
+        self.timeouts = timeouts or Timeouts()
         self.dispatcher = engine.dispatcher
         self.closing = False
         self._rng = rng
@@ -52,8 +54,16 @@ class Proxy:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request of a client."""
         request_id = headers.request_id(request.raw_headers) or self.new_id()
-        x = Exchange(request, request_id, monotonic(), closing=self.closing)
+        x = Exchange(request, request_id, monotonic(), closing=self.closing, stall_s=self.timeouts.stall_s)
         try:
+            fault = heads.inspect(
+                request.method, request.version, request.raw_headers, target_bytes=len(request.raw_path)
+            )
+            if fault is not None:
+                self.dispatcher.meter.unroute(fault.status)
+                return x.refuse(fault.status, fault.message, fault.reason, close=True)
+            if request.method == "OPTIONS" and request.raw_path == "*":
+                return self._local(x, Route(Answer.SERVER, x.shape))
             try:
                 target, host = x.origin_form()
             except BadTarget as error:
@@ -65,7 +75,7 @@ class Proxy:
                 return await self._forward(x, route, host)
             return self._local(x, route)
         except ClientLeft:
-            return x.cut()
+            return x.abandon()
 
     def _local(self, x: Exchange, route: Route) -> web.StreamResponse:
         dispatcher = self.dispatcher
@@ -100,7 +110,7 @@ class Proxy:
 
     async def _forward(self, x: Exchange, route: Route, host: str) -> web.StreamResponse:
         name = route.model
-        body = Body(x.request.content, keep=False)
+        body = Body(x.request.content, Pace(self.timeouts), keep=False)
         if route.answer is Answer.BODY:
             try:
                 name = await self._model_in(x, body)
@@ -119,7 +129,7 @@ class Proxy:
         entry = served.route.entry
         repeatable = entry.retry_attempts > 0 and (route.repeatable or entry.retry_all_methods)
         if route.answer is Answer.FORWARD:
-            body = Body(x.request.content, keep=repeatable)
+            body = Body(x.request.content, Pace(self.timeouts), keep=repeatable)
         result = Result()
         try:
             return await Passage(self.engine, x, route, host, body, served, repeatable=repeatable).run(result)
@@ -147,11 +157,11 @@ class Proxy:
             raise too_large
         x.proceed()
         try:
-            return openai.model_of(await body.read_all(openai.MAX_BODY, CLIENT_STALL_S))
+            return openai.model_of(await body.read_all(openai.MAX_BODY))
         except TooLarge:
             raise too_large from None
-        except TimeoutError:
-            raise _Rejected(408, "the body did not come in time", "request_timeout") from None
+        except TooSlow as error:
+            raise _Rejected(408, str(error), "request_timeout") from None
         except openai.BadBody as error:
             raise _Rejected(400, str(error), "bad_body") from None
         except web.RequestPayloadError as error:

@@ -25,6 +25,7 @@ from gateway.limits import Limits
 from gateway.listener import listening_socket
 from gateway.meter import Meter
 from gateway.proxy import Proxy
+from gateway.timeouts import Timeouts
 from gateway.upstream import Pools
 
 BOUND_S = 10.0
@@ -254,7 +255,7 @@ class Client:
 class Gateway:
     """The full path in this process."""
 
-    def __init__(self, limits: Limits | None = None, index: int = 0) -> None:
+    def __init__(self, limits: Limits | None = None, index: int = 0, timeouts: Timeouts | None = None) -> None:
         loop = asyncio.get_running_loop()
         rng = random.Random(0)
         self.wakes: list[str] = []
@@ -262,7 +263,7 @@ class Gateway:
         self.dispatcher = Dispatcher(limits or Limits(), Meter(index, "e", loop.time()), rng)
         self.pools = Pools()
         self.engine = Engine(self.dispatcher, self.pools, wake=self.wakes.append, report=self._report)
-        self.proxy = Proxy(self.engine, rng)
+        self.proxy = Proxy(self.engine, rng, timeouts)
         self.front = Front(self.proxy, listening_socket("127.0.0.1", 0))
         self._number = 0
         self._clients: list[Client] = []
