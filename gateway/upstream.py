@@ -191,6 +191,8 @@ class Connection(asyncio.Protocol):
         self._notify()
 
     def _inspect(self, response: h11.Response) -> None:
+        if sum(len(name) + len(value) + 4 for name, value in response.headers) > _MAX_HEAD:
+            raise Broken(f"the head of the response is larger than {_MAX_HEAD} bytes")
         names = [name for name, _ in response.headers]
         if b"transfer-encoding" in names and b"content-length" in names:
             raise Broken("the response has both Content-Length and Transfer-Encoding")

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -112,7 +114,7 @@ class Replica:
                 if word == "close":
                     break
                 if word == "reset":
-                    writer.transport.abort()
+                    reset(writer)
                     break
         except (asyncio.IncompleteReadError, ConnectionError):
             self.ended += 1
@@ -132,6 +134,15 @@ async def read_body(seen: Seen, reader: asyncio.StreamReader) -> bytes:
                 return body
     length = seen.all("content-length")
     return await reader.readexactly(int(length[0])) if length else b""
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """End a connection with a reset."""
+    raw = writer.transport.get_extra_info("socket")
+    if writer.transport.is_closing() or raw.fileno() < 0:
+        return
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
 
 
 async def echo(seen: Seen, writer: asyncio.StreamWriter, reader: asyncio.StreamReader) -> None:
@@ -349,5 +360,13 @@ async def replica() -> AsyncIterator[Callable[..., Awaitable[Replica]]]:
 def kit() -> SimpleNamespace:
     """What tests need besides the fixtures (test modules cannot import this file)."""
     return SimpleNamespace(
-        until=until, echo=echo, fixed=fixed, read_body=read_body, Truncated=Truncated, Gateway=Gateway, Client=Client
+        until=until,
+        echo=echo,
+        fixed=fixed,
+        read_body=read_body,
+        reset=reset,
+        Truncated=Truncated,
+        Gateway=Gateway,
+        Client=Client,
+        Replica=Replica,
     )
