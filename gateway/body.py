@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from time import monotonic
 from typing import Final
 
@@ -44,6 +44,11 @@ class Body:
         """Bytes of it kept here."""
         return self._size
 
+    @property
+    def complete(self) -> bool:
+        """Whether all of it is kept here."""
+        return not self._lost and self._reader.at_eof()
+
     def whole(self) -> bytes | None:
         """All of it, if all of it has come; None if part of it has yet to. Only while `rewindable`."""
         if not self._reader.is_eof():
@@ -71,6 +76,19 @@ class Body:
                 raise TooLarge
         self._kept = [b"".join(self._kept)]
         return self._kept[0]
+
+    async def read_until(self, scan: Callable[[bytes], str | None], limit: int) -> str | None:
+        """Read and keep it until `scan` finds something in its parts; None at its end. TooLarge, TooSlow as above."""
+        while not self._reader.at_eof():
+            part = await self._next()
+            self._kept.append(part)
+            self._size += len(part)
+            found = scan(part)
+            if found is not None:
+                return found
+            if self._size > limit:
+                raise TooLarge
+        return None
 
     async def _next(self) -> bytes:
         began = monotonic()

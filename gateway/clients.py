@@ -88,6 +88,9 @@ class ClientConnection(web.RequestHandler):
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """True keeps the connection open for the answer."""
         request = self._current_request
+        if self._payload_parser is not None:
+            self._payload_parser.feed_eof()
+            return True
         waits = bool(self._messages) or self._waiter is None
         if not waits or (request is not None and not request.content.is_eof()) or self._upgraded:
             return None

@@ -134,14 +134,23 @@ class Dispatcher:
         return sorted(self.table.models)
 
     def find(self, name: str) -> Served | None:
-        """A model of the table."""
-        served = self._served.get(name)
+        """A model of the table, by its name or an alias."""
+        served = self._served.get(name) or self._served.get(self.table.aliases.get(name, ""))
         return served if served is not None and not served.removed else None
 
     def ready(self, name: str) -> bool:
         """Whether a model has a usable endpoint."""
         served = self.find(name)
         return served is not None and bool(served.route.usable)
+
+    def states(self) -> list[tuple[str, bool, str]]:
+        """(name, whether it has a usable endpoint, why not) of all models, sorted."""
+        found = []
+        for name in self.names:
+            route = self.table.models[name]
+            ready = bool(route.usable)
+            found.append((name, ready, "" if ready else route.entry.unavailable or "no replica is ready"))
+        return found
 
     def endpoints(self) -> dict[str, routing.Endpoint]:
         """All endpoints by id, lingering ones included."""

@@ -75,6 +75,7 @@ class Exchange:
         """Of the final response; 0 until its head is written."""
         self.keep_alive = request.keep_alive and not closing
         self.http11 = request.version >= HttpVersion11
+        self.websocket = request.method == "GET" and self.http11 and headers.wants_websocket(request.raw_headers)
         self._stall_s = stall_s
         self._chunked = False
         self._proceeded = False
@@ -139,6 +140,13 @@ class Exchange:
         """Pass an informational response on."""
         if self.http11:
             self.write(headers.serialize(status, reason, headers.downward(fields)))
+
+    def switch(self, fields: Iterable[tuple[bytes, bytes]]) -> None:
+        """Tell the client that it now speaks WebSocket with the endpoint."""
+        self.status = 101
+        self.keep_alive = False
+        out = [*headers.TO_WEBSOCKET, *headers.downward(fields), (b"X-Request-Id", self.id.encode("ascii"))]
+        self.write(headers.serialize(101, b"Switching Protocols", out))
 
     def head(self, status: int, reason: bytes, fields: headers.Fields, *, length: int | None, bodiless: bool) -> bytes:
         """The head of the final response; `length` None for a body of unknown length."""

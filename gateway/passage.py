@@ -37,6 +37,7 @@ from gateway.engine import Engine
 from gateway.exchange import Exchange
 from gateway.meter import CLIENT_LEFT, Ending
 from gateway.protocols import Answer, Route
+from gateway.tunnel import Tunnel
 from gateway.upstream import Broken, Connection, TimedOut, Unreachable
 
 log = logging.getLogger("gateway.passage")
@@ -199,11 +200,12 @@ class Passage:
                 request_id=self._x.id,
                 length=length,
                 chunked=chunked,
+                websocket=self._x.websocket,
             ),
         )
 
     def _framing(self) -> tuple[bool, int | None]:
-        if self._route.answer is Answer.BODY:
+        if self._route.answer is Answer.BODY and self._body.complete:
             return False, self._body.held
         request = self._x.request
         if "Transfer-Encoding" in request.headers:
@@ -242,7 +244,11 @@ class Passage:
         x = self._x
         while isinstance(event := await connection.receive(), h11.InformationalResponse):
             if event.status_code == 101:
-                raise Broken("the endpoint switched protocols unasked")
+                if not x.websocket:
+                    raise Broken("the endpoint switched protocols unasked")
+                x.switch(event.headers.raw_items())
+                await Tunnel(x, connection).run()
+                return Outcome.ANSWERED
             if event.status_code != 100:
                 x.inform(event.status_code, event.reason or _phrase(event.status_code), event.headers.raw_items())
         assert isinstance(event, h11.Response)

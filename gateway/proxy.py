@@ -20,7 +20,7 @@ from gateway.engine import Engine
 from gateway.exchange import BadTarget, ClientLeft, Exchange
 from gateway.meter import CLIENT_LEFT, Ending
 from gateway.passage import Passage, Result
-from gateway.protocols import Answer, Route, classify, openai
+from gateway.protocols import Answer, Route, classify, multipart, oip, openai
 from gateway.timeouts import Pace, Timeouts
 
 log = logging.getLogger("gateway.proxy")
@@ -73,6 +73,8 @@ class Proxy:
             x.shape = route.shape
             if route.answer is Answer.FORWARD or route.answer is Answer.BODY:
                 return await self._forward(x, route, host)
+            if route.answer is Answer.INDEX:
+                return await self._index(x, route)
             return self._local(x, route)
         except ClientLeft:
             return x.abandon()
@@ -89,7 +91,7 @@ class Proxy:
             ready = dispatcher.version != (0, 0) and not self.closing
             status, document = (200 if ready else 503), {"ready": ready}
         elif route.answer is Answer.LIST:
-            document = openai.model_list(dispatcher.names)
+            document = openai.model_list([*dispatcher.names, *sorted(dispatcher.table.aliases)])
         elif route.answer in (Answer.DESCRIBE, Answer.MODEL_READY) and dispatcher.find(route.model) is not None:
             if route.answer is Answer.DESCRIBE:
                 document = openai.model_object(route.model)
@@ -98,6 +100,9 @@ class Proxy:
             else:
                 # The protocol wants 4xx for "not ready"; 400 is what its first server gives.
                 status, document = 400, route.shape(400, f"model {route.model!r} has no ready replica", "not_ready")
+        elif route.answer is Answer.CONTROL:
+            message = "this is for the owner of a server, which many share here; the gateway refuses it"
+            status, document = 403, route.shape(403, message, "forbidden")
         elif route.answer is Answer.NOT_FOUND:
             status, document = 404, route.shape(404, "nothing is served at this path", "not_found")
         else:
@@ -145,24 +150,53 @@ class Proxy:
         finally:
             served.meter.finish(result.ending, result.code, monotonic() - x.arrival, result.reason)
 
-    async def _model_in(self, x: Exchange, body: Body) -> str:
-        kind = x.request.headers.get("Content-Type", "application/json").partition(";")[0].strip().lower()
-        if kind.startswith("multipart/"):
-            raise _Rejected(415, f"a body of type {kind} names no model here; send JSON", "unsupported_media_type")
-        too_large = _Rejected(
-            413, f"the body is larger than {openai.MAX_BODY} bytes; the gateway reads it whole", "too_large"
-        )
-        length = x.request.content_length
-        if length is not None and length > openai.MAX_BODY:
-            raise too_large
+    async def _index(self, x: Exchange, route: Route) -> web.StreamResponse:
         x.proceed()
         try:
+            asked = await Body(x.request.content, Pace(self.timeouts), keep=False).read_all(oip.MAX_INDEX_BODY)
+            ready_only = oip.wants_ready_only(asked)
+        except TooLarge:
+            status, message, reason = 413, "the body is too large for an index request", "too_large"
+        except TooSlow as error:
+            status, message, reason = 408, str(error), "request_timeout"
+        except (ValueError, web.RequestPayloadError) as error:
+            status, message, reason = 400, f"the body is no index request: {error}", "bad_body"
+        except ConnectionError:
+            raise ClientLeft from None
+        else:
+            self.dispatcher.meter.unroute(200)
+            return x.answer(200, oip.index(self.dispatcher.states(), ready_only=ready_only))
+        self.dispatcher.meter.unroute(status)
+        return x.refuse(status, message, reason, close=status != 400)
+
+    async def _model_in(self, x: Exchange, body: Body) -> str:
+        given = x.request.headers.get("Content-Type", "application/json")
+        kind = given.partition(";")[0].strip().lower()
+        if kind.startswith("multipart/") and kind != "multipart/form-data":
+            raise _Rejected(
+                415, f"a body of type {kind} names no model here; send JSON or a form", "unsupported_media_type"
+            )
+        too_large = _Rejected(
+            413, f"no model was found in the first {openai.MAX_BODY} bytes of the body; send it first", "too_large"
+        )
+        try:
+            if kind == "multipart/form-data":
+                find = multipart.FieldFinder(given, "model").feed
+                x.proceed()
+                name = await body.read_until(find, openai.MAX_BODY)
+                if name is None:
+                    raise multipart.BadForm("the form ends before its last delimiter")
+                return name
+            length = x.request.content_length
+            if length is not None and length > openai.MAX_BODY:
+                raise too_large
+            x.proceed()
             return openai.model_of(await body.read_all(openai.MAX_BODY))
         except TooLarge:
             raise too_large from None
         except TooSlow as error:
             raise _Rejected(408, str(error), "request_timeout") from None
-        except openai.BadBody as error:
+        except (openai.BadBody, multipart.BadForm) as error:
             raise _Rejected(400, str(error), "bad_body") from None
         except web.RequestPayloadError as error:
             raise _Rejected(400, f"the body is malformed: {error}", "bad_body") from None

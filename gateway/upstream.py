@@ -22,7 +22,7 @@ import asyncio
 import re
 from collections.abc import Callable, Iterable
 from time import monotonic
-from typing import Final, cast
+from typing import Final, Protocol, cast
 
 import h11
 
@@ -52,6 +52,19 @@ class TimedOut(UpstreamError):
     """The deadline passed while waiting for the endpoint."""
 
 
+class Sink(Protocol):
+    """Who takes the bytes of a connection that has switched protocols."""
+
+    def received(self, data: bytes) -> None:
+        """Bytes came."""
+
+    def writable(self) -> None:
+        """What was written has gone."""
+
+    def ended(self) -> None:
+        """No more will come."""
+
+
 class Connection(asyncio.Protocol):
     """One connection; `Pool.connect` makes it."""
 
@@ -73,6 +86,7 @@ class Connection(asyncio.Protocol):
         self._drainer: asyncio.Future[None] | None = None
         self._writing_paused = False
         self._timer: asyncio.TimerHandle | None = None
+        self._sink: Sink | None = None
 
     # --- asyncio.Protocol ---
 
@@ -81,18 +95,22 @@ class Connection(asyncio.Protocol):
         self.pool.open.add(self)
 
     def data_received(self, data: bytes) -> None:
+        if self._sink is not None:
+            self._sink.received(data)
+            return
         if self.idle_since is not None:
             self.close()
             return
         self._unread += len(data)
         self._http.receive_data(data)
-        if self._unread > _HIGH_WATER and not self._reading_paused and self._transport is not None:
-            self._reading_paused = True
-            self._transport.pause_reading()
+        if self._unread > _HIGH_WATER:
+            self.pause_reading()
         self._notify()
 
     def eof_received(self) -> bool:
-        if self.idle_since is None and self._failure is None:
+        if self._sink is not None:
+            self._sink.ended()
+        elif self.idle_since is None and self._failure is None:
             self._http.receive_data(b"")
             self._notify()
         return False
@@ -107,6 +125,8 @@ class Connection(asyncio.Protocol):
         self._notify()
         self._release_drainer()
         self.pool.lost(self)
+        if self._sink is not None:
+            self._sink.ended()
 
     def pause_writing(self) -> None:
         self._writing_paused = True
@@ -114,6 +134,8 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._writing_paused = False
         self._release_drainer()
+        if self._sink is not None:
+            self._sink.writable()
 
     # --- sending ---
 
@@ -170,9 +192,7 @@ class Connection(asyncio.Protocol):
             event = self.poll()
             if event is not None:
                 return event
-            if self._reading_paused and self._transport is not None:
-                self._reading_paused = False
-                self._transport.resume_reading()
+            self.resume_reading()
             if self._timer is None:
                 self._timer = self._loop.call_at(self.deadline, self._check_deadline)
             elif self._timer.when() > self.deadline:
@@ -213,6 +233,38 @@ class Connection(asyncio.Protocol):
         else:
             self._waiter.set_exception(TimedOut("no answer in time"))
 
+    # --- after a switch of protocols ---
+
+    def switch(self, sink: Sink) -> bytes:
+        """Give all that comes from now on to `sink`; returns what came already."""
+        self._sink = sink
+        if self._transport is None:
+            sink.ended()
+        self.resume_reading()
+        return self._http.trailing_data[0]
+
+    def write(self, data: bytes) -> None:
+        """Bytes, as they are."""
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def write_eof(self) -> None:
+        """End our side once all is written."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write_eof()
+
+    def pause_reading(self) -> None:
+        """Take nothing more for now."""
+        if self._transport is not None and not self._reading_paused:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Go on after `pause_reading`."""
+        if self._transport is not None and self._reading_paused:
+            self._reading_paused = False
+            self._transport.resume_reading()
+
     # --- its life ---
 
     def usable(self, now: float, *, repeatable: bool) -> bool:
@@ -239,9 +291,7 @@ class Connection(asyncio.Protocol):
         ):
             http.start_next_cycle()
             self._unread = 0
-            if self._reading_paused:
-                self._reading_paused = False
-                self._transport.resume_reading()
+            self.resume_reading()
             self.idle_since = monotonic()
             self.pool.keep(self)
         else:

@@ -372,7 +372,14 @@ class Retry(_Doc):
     """Also repeat requests that the protocol does not call safe to repeat."""
 
 
+#: What clients may call a model besides its name, such as meta-llama/Llama-3.1-8B; no spaces or control characters.
+Alias = Annotated[str, StringConstraints(pattern=r"^[!-~]+$", min_length=1, max_length=200, strict=True)]
+
+
 class Traffic(_Doc):
+    aliases: tuple[Alias, ...] = ()
+    """Other names that requests may give for the model. Requests are forwarded as they came, so the server must know
+    them too."""
     timeout_seconds: Positive = 60.0
     """Until the first byte of an answer, waiting in the queue included; also between bytes of the answer."""
     queue: Queue = Queue()
