@@ -156,6 +156,10 @@ class Dispatcher:
         """All endpoints by id, lingering ones included."""
         return {e.id: e for s in self._served.values() for e in s.route.endpoints.values()}
 
+    def leaving(self) -> dict[str, bool]:
+        """Of each endpoint by id, whether it gets nothing new."""
+        return {id: endpoint.leaving for id, endpoint in self.endpoints().items()}
+
     def apply(self, message: Snapshot | Update | Removal, now: float) -> Effects | None:
         """Take a message of the controller; None where it is not newer than what is there."""
         if not self.table.newer(message):

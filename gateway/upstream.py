@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Final, Protocol, cast
 
@@ -371,6 +371,13 @@ class Pool:
         for connection in [c for c in self._idle if not c.usable(now, repeatable=True)]:
             connection.close()
 
+    def settle(self, *, leaving: bool) -> None:
+        """Follow the endpoint: one that is leaving needs no idle connections; it may come back."""
+        if leaving:
+            self.close()
+        else:
+            self._closed = False
+
     def close(self) -> None:
         """Close idle connections now, the others when they are done."""
         self._closed = True
@@ -394,11 +401,15 @@ class Pools:
             pool = self._pools[id] = Pool(host, port, self._expect_sweep)
         return pool
 
-    def retain(self, ids: Iterable[str]) -> None:
-        """Close the pools of all other endpoints."""
-        kept = set(ids)
-        for id in [id for id in self._pools if id not in kept]:
+    def retain(self, leaving: Mapping[str, bool]) -> None:
+        """Close the pools of all other endpoints, and keep no connections to those that are leaving.
+
+        A server that is told to end may wait for its connections to do so first.
+        """
+        for id in [id for id in self._pools if id not in leaving]:
             self._pools.pop(id).close()
+        for id, pool in self._pools.items():
+            pool.settle(leaving=leaving[id])
 
     def counts(self) -> dict[str, tuple[int, int]]:
         """Endpoint id -> (connections busy, connections idle)."""

@@ -8,10 +8,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -301,7 +306,7 @@ class Gateway:
         )
         assert effects is not None
         self.engine.carry_out(effects)
-        self.pools.retain(self.dispatcher.endpoints())
+        self.pools.retain(self.dispatcher.leaving())
 
     async def client(self) -> Client:
         made = Client(*await asyncio.open_connection("127.0.0.1", self.front.port, limit=2**18))
@@ -354,6 +359,68 @@ async def replica() -> AsyncIterator[Callable[..., Awaitable[Replica]]]:
     yield start
     for one in made:
         await one.stop()
+
+
+@dataclass
+class Process:
+    """A program of ours, or a peer, in a process of its own; its log is read for the ports it took."""
+
+    popen: subprocess.Popen[bytes]
+    log: Path
+
+    def find(self, pattern: str) -> re.Match[str]:
+        """Wait for a line of its log."""
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            if found := re.search(pattern, self.log.read_text()):
+                return found
+            assert self.popen.poll() is None, self.log.read_text()
+            time.sleep(0.01)
+        raise AssertionError(f"never in its log: {pattern}\n{self.log.read_text()}")
+
+
+@pytest.fixture
+def spawn(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """Starts a process: `spawn(argv, **Popen options)`."""
+    made: list[Process] = []
+
+    def start(argv: list[str], **options: Any) -> Process:
+        log = tmp_path / f"process-{len(made)}.log"
+        with log.open("ab") as out:
+            made.append(Process(subprocess.Popen(argv, stdout=out, stderr=out, **options), log))
+        return made[-1]
+
+    yield start
+    for process in made:
+        process.popen.kill()
+    for process in made:
+        process.popen.wait(10)
+
+
+@pytest.fixture
+def run_worker(spawn: Callable[..., Process], tmp_path: Path) -> Callable[..., Any]:
+    """Starts a gateway worker that serves these models: `run_worker(*entries)`; it has `port`, `admin_port`, `pid`."""
+
+    def start(*models: wire.ModelEntry) -> Any:
+        table = tmp_path / "table.json"
+        table.write_text(wire.Snapshot(term=1, number=1, models=models).model_dump_json())
+        process = spawn(
+            [
+                *(sys.executable, "-m", "gateway.worker", "--listen", "127.0.0.1:0", "--index", "0"),
+                *(
+                    "--controller",
+                    str(tmp_path / "wire.sock"),
+                    "--limits",
+                    str(tmp_path / "shm"),
+                    "--cache",
+                    str(table),
+                ),
+            ]
+        )
+        ports = process.find(r"listens on .*?:(\d+), admin on .*?:(\d+)")
+        return SimpleNamespace(port=int(ports[1]), admin_port=int(ports[2]), pid=process.popen.pid, process=process)
+
+    return start
 
 
 @pytest.fixture

@@ -572,6 +572,18 @@ async def test_connections_to_replicas_are_kept_and_bounded_by_what_runs_at_once
     assert gateway.pools.counts() == {"m-0": (0, 1)}
 
 
+async def test_a_draining_endpoint_has_no_idle_connections_until_it_comes_back(gateway, replica, kit):
+    one = await replica()
+    gateway.model("m", one)
+    await gateway.ask(post(INFER))
+    gateway.model("m", gateway.endpoint(one, draining=True))
+    await kit.until(lambda: one.open == 0)
+    gateway.model("m", one)
+    for _ in range(3):
+        await gateway.ask(post(INFER))
+    assert one.connections == 2
+
+
 async def test_idle_connections_close_when_the_endpoint_leaves_the_table(gateway, replica, kit):
     one = await replica()
     gateway.model("m", one)
