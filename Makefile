@@ -12,7 +12,7 @@ CODE := gateway autoscaler packer tangram
 PIP := -m pip install --quiet --disable-pip-version-check --no-input
 UV := uv==0.9.*
 
-.PHONY: help run test check lint format load bench lock clean
+.PHONY: help run test check lint format load bench soak fuzz triton lock clean
 
 help:  ## Say what can be made
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -42,6 +42,15 @@ load: $(VENV)/stamps/base .venv-load/stamps/load  ## Two minutes of stepped load
 bench: $(VENV)/stamps/base  ## Measure each claim; the last line of each is JSON
 	@exec $(BIN)/python -m benchmarks.control
 
+soak: $(VENV)/stamps/dev  ## The gateway's memory over 10,000 clients that leave and bodies of 1 GB
+	@TANGRAM_SOAK=1 $(BIN)/python -m pytest -q -s tests/gateway/test_soak.py
+
+SECONDS ?= 60
+fuzz: $(VENV)/stamps/dev  ## Random requests and answers, cut at random, through the gateway; SECONDS=60
+	@$(BIN)/python -m tests.gateway.fuzz --seconds $(SECONDS)
+
+triton: .venv-triton/stamps/triton  ## An environment with a real Triton (no GPU needed) for the integration tests
+
 # What is compiled names no index and no machine; dev keeps to base, so that both fit one environment.
 COMPILE = .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
   --no-emit-index-url --no-header --no-annotate
@@ -52,7 +61,7 @@ lock: .venv-lock/stamps/lock  ## Compile requirements/*.txt anew from pyproject.
 	@$(COMPILE) --group load -o requirements/load.txt
 
 clean:  ## Remove environments, caches and build outputs; what `tangram up` keeps stays
-	@rm -rf .venv .venv-load .venv-lock dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf .venv .venv-load .venv-lock .venv-triton dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- Environments ---------------------------------------------------------------------------------------------------
@@ -64,11 +73,11 @@ grep -qs "^command = .* $(CURDIR)/$(1)$$" $(1)/pyvenv.cfg && [ -x $(1)/bin/pytho
   $(if $(PYTHON),&& grep -qs "^version = $$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')\." $(1)/pyvenv.cfg)
 endef
 
-$(foreach v,.venv .venv-load .venv-lock,$(shell { [ ! -d $(v) ] || { $(call usable,$(v)); }; } || rm -rf $(v)/stamps))
+$(foreach v,.venv .venv-load .venv-lock .venv-triton,$(shell { [ ! -d $(v) ] || { $(call usable,$(v)); }; } || rm -rf $(v)/stamps))
 
 define make_venv
 @if ! { $(call usable,$(1)); }; then \
-  for python in $(or $(PYTHON),python3.13 python3.12 python3.11 python3); do \
+  for python in $(or $(PYTHON),$(2),python3.13 python3.12 python3.11 python3); do \
     $$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || continue; \
     echo "Setting up $(1) with $$($$python -V) ..."; \
     $$python -m venv --clear $(1) || exit 1; \
@@ -88,6 +97,8 @@ endef
 	$(call make_venv,.venv-load)
 .venv-lock/stamps/venv:
 	$(call make_venv,.venv-lock)
+.venv-triton/stamps/venv:
+	$(call make_venv,.venv-triton,python3.12 python3.11)
 
 .venv/stamps/base: requirements/base.txt pyproject.toml | .venv/stamps/venv
 	@echo "Installing requirements/base.txt ..."
@@ -103,6 +114,12 @@ endef
 .venv-load/stamps/load: requirements/load.txt | .venv-load/stamps/venv
 	@echo "Installing requirements/load.txt ..."
 	@.venv-load/bin/python $(PIP) -r requirements/load.txt
+	@touch $@
+
+# It pins numpy below 2, so it cannot share ours; there is none for Python 3.13.
+.venv-triton/stamps/triton: | .venv-triton/stamps/venv
+	@echo "Installing a Triton ..."
+	@.venv-triton/bin/python $(PIP) nvidia-pytriton==0.7.0
 	@touch $@
 
 .venv-lock/stamps/lock: | .venv-lock/stamps/venv

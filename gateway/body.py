@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from time import monotonic
 from typing import Final
 
 from aiohttp import StreamReader
+
+from gateway.timeouts import Pace
 
 #: A body that is larger cannot be sent a second time.
 REPLAY_BYTES: Final = 256 * 1024
@@ -16,11 +19,16 @@ class TooLarge(Exception):
     """The body is larger than may be read whole."""
 
 
+class TooSlow(Exception):
+    """The client sends its body too slowly."""
+
+
 class Body:
     """A body; `keep` says whether its parts are kept for a second sending."""
 
-    def __init__(self, reader: StreamReader, *, keep: bool) -> None:
+    def __init__(self, reader: StreamReader, pace: Pace, *, keep: bool) -> None:
         self._reader = reader
+        self._pace = pace
         self._kept: list[bytes] = []
         self._size = 0
         self._keep = keep
@@ -36,6 +44,11 @@ class Body:
         """Bytes of it kept here."""
         return self._size
 
+    @property
+    def complete(self) -> bool:
+        """Whether all of it is kept here."""
+        return not self._lost and self._reader.at_eof()
+
     def whole(self) -> bytes | None:
         """All of it, if all of it has come; None if part of it has yet to. Only while `rewindable`."""
         if not self._reader.is_eof():
@@ -46,18 +59,17 @@ class Body:
         return whole
 
     async def parts(self) -> AsyncIterator[bytes]:
-        """All of it from its first byte, as it comes; only while `rewindable`."""
+        """All of it from its first byte, as it comes; only while `rewindable`. TooSlow where it hardly does."""
         for part in list(self._kept):
             yield part
-        while part := await self._reader.readany():
+        while part := await self._next():
             self._remember(part)
             yield part
 
-    async def read_all(self, limit: int, stall_s: float) -> bytes:
-        """Read and keep it whole; TooLarge beyond `limit` bytes, TimeoutError where nothing comes for `stall_s`."""
+    async def read_all(self, limit: int) -> bytes:
+        """Read and keep it whole; TooLarge beyond `limit` bytes, TooSlow where it hardly comes."""
         while not self._reader.at_eof():
-            async with asyncio.timeout(stall_s):
-                part = await self._reader.readany()
+            part = await self._next()
             self._kept.append(part)
             self._size += len(part)
             if self._size > limit:
@@ -69,6 +81,29 @@ class Body:
         """Another body in the place of the one that was read whole."""
         self._kept = [whole]
         self._size = len(whole)
+
+    async def read_until(self, scan: Callable[[bytes], str | None], limit: int) -> str | None:
+        """Read and keep it until `scan` finds something in its parts; None at its end. TooLarge, TooSlow as above."""
+        while not self._reader.at_eof():
+            part = await self._next()
+            self._kept.append(part)
+            self._size += len(part)
+            found = scan(part)
+            if found is not None:
+                return found
+            if self._size > limit:
+                raise TooLarge
+        return None
+
+    async def _next(self) -> bytes:
+        began = monotonic()
+        try:
+            async with asyncio.timeout(self._pace.left()):
+                part = await self._reader.readany()
+        except TimeoutError:
+            raise TooSlow("the body of the request did not come in time") from None
+        self._pace.came(len(part), monotonic() - began)
+        return part
 
     def _remember(self, part: bytes) -> None:
         if self._lost or not part:

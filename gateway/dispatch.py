@@ -68,8 +68,8 @@ class Dispatcher:
         return sorted(self.table.models)
 
     def find(self, name: str) -> Served | None:
-        """A model of the table."""
-        served = self._served.get(name)
+        """A model of the table, by its name or an alias."""
+        served = self._served.get(name) or self._served.get(self.table.aliases.get(name, ""))
         return served if served is not None and not served.removed else None
 
     def ready(self, name: str) -> bool:
@@ -77,9 +77,22 @@ class Dispatcher:
         served = self.find(name)
         return served is not None and bool(served.route.usable)
 
+    def states(self) -> list[tuple[str, bool, str]]:
+        """(name, whether it has a usable endpoint, why not) of all models, sorted."""
+        found = []
+        for name in self.names:
+            route = self.table.models[name]
+            ready = bool(route.usable)
+            found.append((name, ready, "" if ready else route.entry.unavailable or "no replica is ready"))
+        return found
+
     def endpoints(self) -> dict[str, routing.Endpoint]:
         """All endpoints by id, lingering ones included."""
         return {e.id: e for s in self._served.values() for e in s.route.endpoints.values()}
+
+    def leaving(self) -> dict[str, bool]:
+        """Of each endpoint by id, whether it gets nothing new."""
+        return {id: endpoint.leaving for id, endpoint in self.endpoints().items()}
 
     def apply(self, message: Snapshot | Update | Removal | SettingsUpdate, now: float) -> Effects | None:
         """Take a message of the controller; None where it is not newer than what is there."""

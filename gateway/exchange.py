@@ -20,12 +20,10 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import HttpVersion10, HttpVersion11
 
-from gateway import headers
+from gateway import headers, heads
 from gateway.protocols import ErrorShape, plain_error
 from gateway.tenants import Tenant
 
-#: A client that reads, or sends, nothing for this long is taken to be gone.
-CLIENT_STALL_S: Final = 60.0
 _ABSOLUTE: Final = re.compile(r"https?://([^/?#]+)(.*)", re.IGNORECASE | re.DOTALL)
 
 
@@ -55,13 +53,16 @@ class _Sent(web.StreamResponse):
         return
 
 
-_SENT: Final = {keep_alive: _Sent(keep_alive) for keep_alive in (True, False)}
+#: What to return to aiohttp once an answer is written, by whether the connection may take another request.
+SENT: Final = {keep_alive: _Sent(keep_alive) for keep_alive in (True, False)}
 
 
 class Exchange:
     """A client's request and the state of its answer."""
 
-    def __init__(self, request: web.BaseRequest, request_id: str, arrival: float, *, closing: bool) -> None:
+    def __init__(
+        self, request: web.BaseRequest, request_id: str, arrival: float, *, closing: bool, stall_s: float
+    ) -> None:
         self.request = request
         self.id = request_id
         self.arrival = arrival
@@ -78,6 +79,8 @@ class Exchange:
         self.tenant: Tenant | None = None
         self.until: float | None = None
         """When the client, by its own account, waits no longer."""
+        self.websocket = request.method == "GET" and self.http11 and headers.wants_websocket(request.raw_headers)
+        self._stall_s = stall_s
         self._chunked = False
         self._proceeded = False
 
@@ -98,8 +101,12 @@ class Exchange:
             if match is None:
                 raise BadTarget(f"the request target {target[:100]!r} names no path here")
             host, target = match[1].rpartition("@")[2], match[2]
+            if not host:
+                raise BadTarget("the request target names no host")
             if not target.startswith("/"):
                 target = "/" + target
+        if not heads.is_authority(host):
+            raise BadTarget(f"{host[:100]!r} is not a host with a port")
         if "#" in target or not target.isascii():
             raise BadTarget("the request target holds characters that must be percent-encoded")
         path = target.partition("?")[0].lower().replace("%2e", ".")
@@ -121,7 +128,7 @@ class Exchange:
         if not self.request.protocol.writing_paused:
             return
         try:
-            async with asyncio.timeout(CLIENT_STALL_S):
+            async with asyncio.timeout(self._stall_s):
                 await self.request.writer.drain()
         except (ConnectionError, TimeoutError):
             raise ClientLeft from None
@@ -137,6 +144,13 @@ class Exchange:
         """Pass an informational response on."""
         if self.http11:
             self.write(headers.serialize(status, reason, headers.downward(fields)))
+
+    def switch(self, fields: Iterable[tuple[bytes, bytes]]) -> None:
+        """Tell the client that it now speaks WebSocket with the endpoint."""
+        self.status = 101
+        self.keep_alive = False
+        out = [*headers.TO_WEBSOCKET, *headers.downward(fields), (b"X-Request-Id", self.id.encode("ascii"))]
+        self.write(headers.serialize(101, b"Switching Protocols", out))
 
     def head(self, status: int, reason: bytes, fields: headers.Fields, *, length: int | None, bodiless: bool) -> bytes:
         """The head of the final response; `length` None for a body of unknown length."""
@@ -173,7 +187,7 @@ class Exchange:
 
     def sent(self) -> web.StreamResponse:
         """What to return to aiohttp when the answer is written."""
-        return _SENT[self.keep_alive]
+        return SENT[self.keep_alive]
 
     def cut(self) -> web.StreamResponse:
         """End the connection within the answer, such that the client sees that it is not whole."""
@@ -185,7 +199,13 @@ class Exchange:
             if raw is not None:
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             transport.abort()
-        return _SENT[False]
+        return SENT[False]
+
+    def abandon(self) -> web.StreamResponse:
+        """End the connection of a client that left, or that reads no more: what is still to be written is dropped."""
+        if self.request.transport is not None:
+            self.request.transport.abort()
+        return SENT[False]
 
     def answer(
         self, status: int, document: object, *, retry_after_s: int | None = None, close: bool = False

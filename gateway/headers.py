@@ -46,6 +46,8 @@ _NOT_IN_TRAILERS: Final = (
     | _OURS_UP
     | {b"authorization", b"content-encoding", b"content-type", b"server-timing", b"set-cookie", b"trailer"}
 )
+#: The one protocol that may be switched to.
+TO_WEBSOCKET: Final[Fields] = [(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
@@ -66,6 +68,14 @@ def request_id(fields: Iterable[tuple[bytes, bytes]]) -> str | None:
     return None
 
 
+def wants_websocket(fields: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a request asks to switch to WebSocket."""
+    fields = list(fields)
+    return b"upgrade" in nominated(fields) and any(
+        len(name) == 7 and name.lower() == b"upgrade" and value.lower() == b"websocket" for name, value in fields
+    )
+
+
 def wants_trailers(fields: Iterable[tuple[bytes, bytes]]) -> bool:
     """Whether the client said that it reads trailer fields (`TE: trailers`)."""
     return any(
@@ -83,13 +93,16 @@ def upward(
     request_id: str,
     length: int | None,
     chunked: bool,
+    websocket: bool = False,
 ) -> Fields:
     """Fields of the request to an endpoint; `length` and `chunked` say how its body is framed; neither: no body."""
     fields = list(fields)
     dropped = _HOP_BY_HOP | _OURS_UP | nominated(fields)
     out: Fields = [(b"Host", host)]
     out += [(name, value) for name, value in fields if name.lower() not in dropped]
-    if wants_trailers(fields):
+    if websocket:
+        out += TO_WEBSOCKET
+    elif wants_trailers(fields):
         out += [(b"TE", b"trailers"), (b"Connection", b"TE")]
     if chunked:
         out.append((b"Transfer-Encoding", b"chunked"))

@@ -35,13 +35,14 @@ import h11
 from aiohttp import web
 
 from gateway import headers
-from gateway.body import Body
+from gateway.body import Body, TooSlow
 from gateway.dispatch import Lease, Outcome, Refusal, Served
 from gateway.engine import Engine
 from gateway.exchange import Exchange
 from gateway.meter import CLIENT_LEFT, Ending
 from gateway.protocols import Answer, Route
 from gateway.tenants import CREDENTIALS
+from gateway.tunnel import Tunnel
 from gateway.upstream import Broken, Connection, TimedOut, Unreachable
 from gateway.waiting import ANYONE, Claim
 
@@ -220,6 +221,7 @@ class Passage:
                 request_id=self._x.id,
                 length=length,
                 chunked=chunked,
+                websocket=self._x.websocket,
             ),
         )
 
@@ -229,7 +231,7 @@ class Passage:
         return fields if self._x.tenant is None else [f for f in fields if f[0].lower() not in CREDENTIALS]
 
     def _framing(self) -> tuple[bool, int | None]:
-        if self._route.answer is Answer.BODY:
+        if self._route.answer is Answer.BODY and self._body.complete:
             return False, self._body.held
         request = self._x.request
         if "Transfer-Encoding" in request.headers:
@@ -262,12 +264,20 @@ class Passage:
             self._engine.dispatcher.sent(lease, monotonic())
         except (web.RequestPayloadError, ConnectionError, h11.LocalProtocolError) as error:
             connection.fail(_BadUpload(str(error)))
+        except TooSlow as error:
+            self._fault = 408
+            connection.fail(_BadUpload(str(error)))
 
     async def _receive(self, connection: Connection, lease: Lease) -> Outcome:
         x = self._x
         while isinstance(event := await connection.receive(), h11.InformationalResponse):
             if event.status_code == 101:
-                raise Broken("the endpoint switched protocols unasked")
+                if not x.websocket:
+                    raise Broken("the endpoint switched protocols unasked")
+                self._engine.dispatcher.answering(lease, monotonic())
+                x.switch(event.headers.raw_items())
+                await Tunnel(x, connection).run()
+                return Outcome.ANSWERED
             if event.status_code != 100:
                 x.inform(event.status_code, event.reason or _phrase(event.status_code), event.headers.raw_items())
         assert isinstance(event, h11.Response)

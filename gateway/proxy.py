@@ -15,17 +15,18 @@ from typing import Final
 
 from aiohttp import web
 
-from gateway import headers, splitting
-from gateway.body import Body, TooLarge
+from gateway import headers, heads, splitting
+from gateway.body import Body, TooLarge, TooSlow
 from gateway.deadlines import BadTimeout, client_timeout
 from gateway.dispatch import Refusal, Served
 from gateway.engine import Engine
-from gateway.exchange import CLIENT_STALL_S, BadTarget, ClientLeft, Exchange
+from gateway.exchange import BadTarget, ClientLeft, Exchange
 from gateway.meter import CLIENT_LEFT, Ending
 from gateway.mirror import Copy, Mirror
 from gateway.passage import Passage, Result
-from gateway.protocols import Answer, Route, classify, openai
+from gateway.protocols import Answer, Route, classify, multipart, oip, openai
 from gateway.tenants import credential
+from gateway.timeouts import Pace, Timeouts
 from gateway.waiting import ANYONE, Claim
 
 log = logging.getLogger("gateway.proxy")
@@ -47,8 +48,9 @@ class _Rejected(Exception):
 class Proxy:
     """The full path. `closing` says that the worker is about to leave."""
 
-    def __init__(self, engine: Engine, rng: Random) -> None:
+    def __init__(self, engine: Engine, rng: Random, timeouts: Timeouts | None = None) -> None:
         self.engine = engine
+        self.timeouts = timeouts or Timeouts()
         self.dispatcher = engine.dispatcher
         self.closing = False
         self._mirror = Mirror(engine)
@@ -61,8 +63,16 @@ class Proxy:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request of a client."""
         request_id = headers.request_id(request.raw_headers) or self.new_id()
-        x = Exchange(request, request_id, monotonic(), closing=self.closing)
+        x = Exchange(request, request_id, monotonic(), closing=self.closing, stall_s=self.timeouts.stall_s)
         try:
+            fault = heads.inspect(
+                request.method, request.version, request.raw_headers, target_bytes=len(request.raw_path)
+            )
+            if fault is not None:
+                self.dispatcher.meter.unroute(fault.status)
+                return x.refuse(fault.status, fault.message, fault.reason, close=True)
+            if request.method == "OPTIONS" and request.raw_path == "*":
+                return self._local(x, Route(Answer.SERVER, x.shape))
             try:
                 target, host = x.origin_form()
             except BadTarget as error:
@@ -76,9 +86,11 @@ class Proxy:
                 return x.refuse(refusal.status, refusal.message, refusal.reason, close=refusal.status == 401)
             if route.answer is Answer.FORWARD or route.answer is Answer.BODY:
                 return await self._forward(x, route, host)
+            if route.answer is Answer.INDEX:
+                return await self._index(x, route)
             return self._local(x, route)
         except ClientLeft:
-            return x.cut()
+            return x.abandon()
 
     def _local(self, x: Exchange, route: Route) -> web.StreamResponse:
         dispatcher = self.dispatcher
@@ -92,8 +104,8 @@ class Proxy:
             ready = dispatcher.version != (0, 0) and not self.closing
             status, document = (200 if ready else 503), {"ready": ready}
         elif route.answer is Answer.LIST:
-            tenant = x.tenant
-            document = openai.model_list(n for n in dispatcher.names if tenant is None or tenant.may_use(n))
+            names = [*dispatcher.names, *sorted(dispatcher.table.aliases)]
+            document = openai.model_list(n for n in names if self._shows(x, n))
         elif route.answer in (Answer.DESCRIBE, Answer.MODEL_READY) and self._shows(x, route.model):
             if route.answer is Answer.DESCRIBE:
                 document = openai.model_object(route.model)
@@ -102,6 +114,9 @@ class Proxy:
             else:
                 # The protocol wants 4xx for "not ready"; 400 is what its first server gives.
                 status, document = 400, route.shape(400, f"model {route.model!r} has no ready replica", "not_ready")
+        elif route.answer is Answer.CONTROL:
+            message = "this is for the owner of a server, which many share here; the gateway refuses it"
+            status, document = 403, route.shape(403, message, "forbidden")
         elif route.answer is Answer.NOT_FOUND:
             status, document = 404, route.shape(404, "nothing is served at this path", "not_found")
         else:
@@ -127,14 +142,15 @@ class Proxy:
 
     def _shows(self, x: Exchange, name: str) -> bool:
         """Whether there is such a model for who asks."""
-        return self.dispatcher.find(name) is not None and (x.tenant is None or x.tenant.may_use(name))
+        served = self.dispatcher.find(name)
+        return served is not None and (x.tenant is None or x.tenant.may_use(served.meter.name))
 
     def _unknown(self, route: Route, name: str) -> dict[str, object]:
         return route.shape(404, f"model {name[:100]!r} is not known here", "unknown")
 
     async def _forward(self, x: Exchange, route: Route, host: str) -> web.StreamResponse:
         name = route.model
-        body = Body(x.request.content, keep=False)
+        body = Body(x.request.content, Pace(self.timeouts), keep=False)
         if route.answer is Answer.BODY:
             try:
                 name = await self._model_in(x, body)
@@ -172,14 +188,14 @@ class Proxy:
         if served is not asked:
             x.model = served.meter.name
             route = replace(route, target=splitting.target_of(route.target, x.model))
-            if route.answer is Answer.BODY:
+            if _names_in_json(x, route):
                 body.replace(splitting.body_of(body.whole() or b"", x.model))
         served.meter.arrivals += 1
-        mirror = self._mirror_of(asked)
+        mirror = "" if x.websocket else self._mirror_of(asked)
         entry = served.route.entry
         repeatable = entry.retry_attempts > 0 and (route.repeatable or entry.retry_all_methods)
         if route.answer is Answer.FORWARD:
-            body = Body(x.request.content, keep=repeatable or bool(mirror))
+            body = Body(x.request.content, Pace(self.timeouts), keep=repeatable or bool(mirror))
         passage = Passage(self.engine, x, route, host, body, served, repeatable=repeatable, claim=claim)
         try:
             return await passage.run(result)
@@ -202,7 +218,7 @@ class Proxy:
         whole = body.whole()
         if whole is None:
             return
-        if route.answer is Answer.BODY:
+        if _names_in_json(x, route):
             whole = splitting.body_of(whole, mirror)
         target = splitting.target_of(route.target, mirror)
         self._mirror.send(Copy(x.request.method, target, passage.fields(), whole, name), mirror)
@@ -214,29 +230,66 @@ class Proxy:
             return ""
         return entry.mirror
 
-    async def _model_in(self, x: Exchange, body: Body) -> str:
-        kind = x.request.headers.get("Content-Type", "application/json").partition(";")[0].strip().lower()
-        if kind.startswith("multipart/"):
-            raise _Rejected(415, f"a body of type {kind} names no model here; send JSON", "unsupported_media_type")
-        too_large = _Rejected(
-            413, f"the body is larger than {openai.MAX_BODY} bytes; the gateway reads it whole", "too_large"
-        )
-        length = x.request.content_length
-        if length is not None and length > openai.MAX_BODY:
-            raise too_large
+    async def _index(self, x: Exchange, route: Route) -> web.StreamResponse:
         x.proceed()
         try:
-            return openai.model_of(await body.read_all(openai.MAX_BODY, CLIENT_STALL_S))
+            asked = await Body(x.request.content, Pace(self.timeouts), keep=False).read_all(oip.MAX_INDEX_BODY)
+            ready_only = oip.wants_ready_only(asked)
+        except TooLarge:
+            status, message, reason = 413, "the body is too large for an index request", "too_large"
+        except TooSlow as error:
+            status, message, reason = 408, str(error), "request_timeout"
+        except (ValueError, web.RequestPayloadError) as error:
+            status, message, reason = 400, f"the body is no index request: {error}", "bad_body"
+        except ConnectionError:
+            raise ClientLeft from None
+        else:
+            self.dispatcher.meter.unroute(200)
+            states = [state for state in self.dispatcher.states() if self._shows(x, state[0])]
+            return x.answer(200, oip.index(states, ready_only=ready_only))
+        self.dispatcher.meter.unroute(status)
+        return x.refuse(status, message, reason, close=status != 400)
+
+    async def _model_in(self, x: Exchange, body: Body) -> str:
+        given = x.request.headers.get("Content-Type", "application/json")
+        kind = given.partition(";")[0].strip().lower()
+        if kind.startswith("multipart/") and kind != "multipart/form-data":
+            raise _Rejected(
+                415, f"a body of type {kind} names no model here; send JSON or a form", "unsupported_media_type"
+            )
+        too_large = _Rejected(
+            413, f"no model was found in the first {openai.MAX_BODY} bytes of the body; send it first", "too_large"
+        )
+        try:
+            if kind == "multipart/form-data":
+                find = multipart.FieldFinder(given, "model").feed
+                x.proceed()
+                name = await body.read_until(find, openai.MAX_BODY)
+                if name is None:
+                    raise multipart.BadForm("the form ends before its last delimiter")
+                return name
+            length = x.request.content_length
+            if length is not None and length > openai.MAX_BODY:
+                raise too_large
+            x.proceed()
+            return openai.model_of(await body.read_all(openai.MAX_BODY))
         except TooLarge:
             raise too_large from None
-        except TimeoutError:
-            raise _Rejected(408, "the body did not come in time", "request_timeout") from None
-        except openai.BadBody as error:
+        except TooSlow as error:
+            raise _Rejected(408, str(error), "request_timeout") from None
+        except (openai.BadBody, multipart.BadForm) as error:
             raise _Rejected(400, str(error), "bad_body") from None
         except web.RequestPayloadError as error:
             raise _Rejected(400, f"the body is malformed: {error}", "bad_body") from None
         except ConnectionError:
             raise ClientLeft from None
+
+
+def _names_in_json(x: Exchange, route: Route) -> bool:
+    """Whether a JSON body names the model; a form does so too, and is passed on as it is."""
+    return route.answer is Answer.BODY and not x.request.headers.get("Content-Type", "").lower().startswith(
+        "multipart/"
+    )
 
 
 def _sticky_key(x: Exchange, served: Served) -> str:

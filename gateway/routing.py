@@ -271,10 +271,24 @@ class Table:
         self.version: Version = (0, 0)
         self.models: dict[str, Model] = {}
         self.settings = Settings()
+        self._aliases: dict[str, str] = {}
+        self._aliases_of: Version = (0, 0)
 
     def newer(self, message: Snapshot | Update | Removal | SettingsUpdate) -> bool:
         """Whether the message is to be taken."""
         return (message.term, message.number) > self.version
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Other name -> model. A model's own name is no alias; the first model by name gets an alias of several."""
+        if self._aliases_of != self.version:
+            self._aliases_of = self.version
+            self._aliases = {}
+            for name in sorted(self.models):
+                for alias in self.models[name].entry.aliases:
+                    if alias not in self.models:
+                        self._aliases.setdefault(alias, name)
+        return self._aliases
 
     def snapshot(self) -> Snapshot:
         """The table as one message; taking it gives this table again."""

@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from time import monotonic
-from typing import Final, cast
+from typing import Final, Protocol, cast
 
 import h11
 
@@ -52,6 +52,19 @@ class TimedOut(UpstreamError):
     """The deadline passed while waiting for the endpoint."""
 
 
+class Sink(Protocol):
+    """Who takes the bytes of a connection that has switched protocols."""
+
+    def received(self, data: bytes) -> None:
+        """Bytes came."""
+
+    def writable(self) -> None:
+        """What was written has gone."""
+
+    def ended(self) -> None:
+        """No more will come."""
+
+
 class Connection(asyncio.Protocol):
     """One connection; `Pool.connect` makes it."""
 
@@ -74,6 +87,7 @@ class Connection(asyncio.Protocol):
         self._writing_paused = False
         self._timer: asyncio.Handle | None = None
         self._timer_at = 0.0
+        self._sink: Sink | None = None
 
     # --- asyncio.Protocol ---
 
@@ -82,18 +96,22 @@ class Connection(asyncio.Protocol):
         self.pool.open.add(self)
 
     def data_received(self, data: bytes) -> None:
+        if self._sink is not None:
+            self._sink.received(data)
+            return
         if self.idle_since is not None:
             self.close()
             return
         self._unread += len(data)
         self._http.receive_data(data)
-        if self._unread > _HIGH_WATER and not self._reading_paused and self._transport is not None:
-            self._reading_paused = True
-            self._transport.pause_reading()
+        if self._unread > _HIGH_WATER:
+            self.pause_reading()
         self._notify()
 
     def eof_received(self) -> bool:
-        if self.idle_since is None and self._failure is None:
+        if self._sink is not None:
+            self._sink.ended()
+        elif self.idle_since is None and self._failure is None:
             self._http.receive_data(b"")
             self._notify()
         return False
@@ -108,6 +126,8 @@ class Connection(asyncio.Protocol):
         self._notify()
         self._release_drainer()
         self.pool.lost(self)
+        if self._sink is not None:
+            self._sink.ended()
 
     def pause_writing(self) -> None:
         self._writing_paused = True
@@ -115,6 +135,8 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._writing_paused = False
         self._release_drainer()
+        if self._sink is not None:
+            self._sink.writable()
 
     # --- sending ---
 
@@ -171,9 +193,7 @@ class Connection(asyncio.Protocol):
             event = self.poll()
             if event is not None:
                 return event
-            if self._reading_paused and self._transport is not None:
-                self._reading_paused = False
-                self._transport.resume_reading()
+            self.resume_reading()
             if self._timer is None:
                 self._arm()
             elif self._timer_at > self.deadline:
@@ -192,6 +212,8 @@ class Connection(asyncio.Protocol):
         self._notify()
 
     def _inspect(self, response: h11.Response) -> None:
+        if sum(len(name) + len(value) + 4 for name, value in response.headers) > _MAX_HEAD:
+            raise Broken(f"the head of the response is larger than {_MAX_HEAD} bytes")
         names = [name for name, _ in response.headers]
         if b"transfer-encoding" in names and b"content-length" in names:
             raise Broken("the response has both Content-Length and Transfer-Encoding")
@@ -216,6 +238,38 @@ class Connection(asyncio.Protocol):
             self._arm()
         else:
             self._waiter.set_exception(TimedOut("no answer in time"))
+
+    # --- after a switch of protocols ---
+
+    def switch(self, sink: Sink) -> bytes:
+        """Give all that comes from now on to `sink`; returns what came already."""
+        self._sink = sink
+        if self._transport is None:
+            sink.ended()
+        self.resume_reading()
+        return self._http.trailing_data[0]
+
+    def write(self, data: bytes) -> None:
+        """Bytes, as they are."""
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def write_eof(self) -> None:
+        """End our side once all is written."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write_eof()
+
+    def pause_reading(self) -> None:
+        """Take nothing more for now."""
+        if self._transport is not None and not self._reading_paused:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Go on after `pause_reading`."""
+        if self._transport is not None and self._reading_paused:
+            self._reading_paused = False
+            self._transport.resume_reading()
 
     # --- its life ---
 
@@ -243,9 +297,7 @@ class Connection(asyncio.Protocol):
         ):
             http.start_next_cycle()
             self._unread = 0
-            if self._reading_paused:
-                self._reading_paused = False
-                self._transport.resume_reading()
+            self.resume_reading()
             self.idle_since = monotonic()
             self.pool.keep(self)
         else:
@@ -325,6 +377,13 @@ class Pool:
         for connection in [c for c in self._idle if not c.usable(now, repeatable=True)]:
             connection.close()
 
+    def settle(self, *, leaving: bool) -> None:
+        """Follow the endpoint: one that is leaving needs no idle connections; it may come back."""
+        if leaving:
+            self.close()
+        else:
+            self._closed = False
+
     def close(self) -> None:
         """Close idle connections now, the others when they are done."""
         self._closed = True
@@ -348,11 +407,15 @@ class Pools:
             pool = self._pools[id] = Pool(host, port, self._expect_sweep)
         return pool
 
-    def retain(self, ids: Iterable[str]) -> None:
-        """Close the pools of all other endpoints."""
-        kept = set(ids)
-        for id in [id for id in self._pools if id not in kept]:
+    def retain(self, leaving: Mapping[str, bool]) -> None:
+        """Close the pools of all other endpoints, and keep no connections to those that are leaving.
+
+        A server that is told to end may wait for its connections to do so first.
+        """
+        for id in [id for id in self._pools if id not in leaving]:
             self._pools.pop(id).close()
+        for id, pool in self._pools.items():
+            pool.settle(leaving=leaving[id])
 
     def counts(self) -> dict[str, tuple[int, int]]:
         """Endpoint id -> (connections busy, connections idle)."""

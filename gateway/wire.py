@@ -117,6 +117,8 @@ class ModelEntry(_Message):
     """All a worker knows of one model."""
 
     name: str
+    aliases: tuple[str, ...] = ()
+    """Other names that requests may give; they are forwarded as they came."""
     protocol: Literal["oip", "openai", "http"] = "oip"
     endpoints: tuple[EndpointEntry, ...] = ()
     timeout_s: float = 60.0

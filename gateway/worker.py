@@ -148,7 +148,7 @@ class Worker:
             self._cache,
             self._rng,
             carry_out=self._engine.carry_out,
-            table_changed=lambda: self._pools.retain(self.dispatcher.endpoints()),
+            table_changed=lambda: self._pools.retain(self.dispatcher.leaving()),
         )
         log.info(
             "worker %d listens on %s:%d, admin on %s:%d",

@@ -427,7 +427,14 @@ class Mirror(_Doc):
     percent: Annotated[float, Field(gt=0, le=100)] = 100.0
 
 
+#: What clients may call a model besides its name, such as meta-llama/Llama-3.1-8B; no spaces or control characters.
+Alias = Annotated[str, StringConstraints(pattern=r"^[!-~]+$", min_length=1, max_length=200, strict=True)]
+
+
 class Traffic(_Doc):
+    aliases: tuple[Alias, ...] = ()
+    """Other names that requests may give for the model. Requests are forwarded as they came, so the server must know
+    them too."""
     timeout_seconds: Positive = 60.0
     """Until the first byte of an answer, waiting in the queue included; also between bytes of the answer."""
     queue: Queue = Queue()

@@ -31,6 +31,8 @@ def _generic(method: str, target: str) -> Route:
     name, slash, rest = path.removeprefix("/models/").partition("/")
     inner = slash + rest or "/"
     openai_like = inner.startswith("/v1/")
+    if name and oip.control(inner):
+        return Route(Answer.CONTROL, plain_error, model=unquote(name))
     return Route(
         Answer.FORWARD if name else Answer.NOT_FOUND,
         openai.error if openai_like else plain_error,

@@ -1,4 +1,7 @@
-"""OpenAI's API: the model is named in the JSON body, or in the path of `/v1/models/{model}`.
+"""OpenAI's API: the model is named in the JSON body, in a field of a form (files), or in the target.
+
+A body is read until the model is known: a JSON body whole, a form only as far as the field `model`. The target names
+it in `/v1/models/{model}` and, for WebSockets, in `/v1/realtime?model=`.
 
 `/v1/models` lists what the table holds: any model may be asked for through `/v1`, and one that does not speak it
 answers so itself.
@@ -9,13 +12,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from typing import Any, Final
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 
 from pydantic_core import from_json
 
 from gateway.protocols.route import SAFE, Answer, Route
 
-#: A body is read whole to find the model; a larger one is refused with 413.
+#: So much of a body is read to find the model; where it is not known by then, the answer is 413.
 MAX_BODY: Final = 16 * 1024 * 1024
 
 
@@ -41,11 +44,14 @@ def repeatable(path: str) -> bool:
 
 def classify(method: str, target: str) -> Route:
     """The route of a target under /v1."""
-    path, _, _ = target.partition("?")
+    path, _, query = target.partition("?")
     if path == "/v1/models" and method in SAFE:
         return Route(Answer.LIST, error)
     if path.startswith("/v1/models/") and method in SAFE:
         return Route(Answer.DESCRIBE, error, model=unquote(path.removeprefix("/v1/models/")))
+    if path == "/v1/realtime" and method == "GET":
+        named = parse_qs(query).get("model", [""])[0]
+        return Route(Answer.FORWARD if named else Answer.NOT_FOUND, error, model=named, target=target)
     if method != "POST" or len(path) <= len("/v1/"):
         return Route(Answer.NOT_FOUND, error)
     return Route(Answer.BODY, error, target=target, repeatable=repeatable(path))

@@ -21,9 +21,13 @@ class Answer(Enum):
     LIVE = auto()
     READY = auto()
     MODEL_READY = auto()
+    INDEX = auto()
+    """The repository index of the Open Inference Protocol."""
     LIST = auto()
     DESCRIBE = auto()
     NOT_FOUND = auto()
+    CONTROL = auto()
+    """Would change or reveal a server that many share: refused."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,6 +103,7 @@ def model_entry(
     fixed = spec.scaling.replicas
     return ModelEntry(
         name=model.name,
+        aliases=spec.traffic.aliases,
         protocol=spec.runtime.protocol.value,
         endpoints=tuple(
             EndpointEntry(

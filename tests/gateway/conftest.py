@@ -8,8 +8,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import re
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +32,7 @@ from gateway.limits import Limits
 from gateway.listener import listening_socket
 from gateway.meter import Meter
 from gateway.proxy import Proxy
+from gateway.timeouts import Timeouts
 from gateway.upstream import Pools
 
 BOUND_S = 10.0
@@ -111,7 +119,7 @@ class Replica:
                 if word == "close":
                     break
                 if word == "reset":
-                    writer.transport.abort()
+                    reset(writer)
                     break
         except (asyncio.IncompleteReadError, ConnectionError):
             self.ended += 1
@@ -131,6 +139,15 @@ async def read_body(seen: Seen, reader: asyncio.StreamReader) -> bytes:
                 return body
     length = seen.all("content-length")
     return await reader.readexactly(int(length[0])) if length else b""
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """End a connection with a reset."""
+    raw = writer.transport.get_extra_info("socket")
+    if writer.transport.is_closing() or raw.fileno() < 0:
+        return
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
 
 
 async def echo(seen: Seen, writer: asyncio.StreamWriter, reader: asyncio.StreamReader) -> None:
@@ -254,7 +271,7 @@ class Client:
 class Gateway:
     """The full path in this process."""
 
-    def __init__(self, limits: Limits | None = None, index: int = 0) -> None:
+    def __init__(self, limits: Limits | None = None, index: int = 0, timeouts: Timeouts | None = None) -> None:
         loop = asyncio.get_running_loop()
         rng = random.Random(0)
         self.wakes: list[str] = []
@@ -262,7 +279,7 @@ class Gateway:
         self.dispatcher = Dispatcher(limits or Limits(), Meter(index, "e", loop.time()), rng)
         self.pools = Pools()
         self.engine = Engine(self.dispatcher, self.pools, wake=self.wakes.append, report=self._report)
-        self.proxy = Proxy(self.engine, rng)
+        self.proxy = Proxy(self.engine, rng, timeouts)
         self.front = Front(self.proxy, listening_socket("127.0.0.1", 0))
         self._number = 0
         self._clients: list[Client] = []
@@ -289,7 +306,7 @@ class Gateway:
         )
         assert effects is not None
         self.engine.carry_out(effects)
-        self.pools.retain(self.dispatcher.endpoints())
+        self.pools.retain(self.dispatcher.leaving())
 
     async def client(self) -> Client:
         made = Client(*await asyncio.open_connection("127.0.0.1", self.front.port, limit=2**18))
@@ -344,9 +361,79 @@ async def replica() -> AsyncIterator[Callable[..., Awaitable[Replica]]]:
         await one.stop()
 
 
+@dataclass
+class Process:
+    """A program of ours, or a peer, in a process of its own; its log is read for the ports it took."""
+
+    popen: subprocess.Popen[bytes]
+    log: Path
+
+    def find(self, pattern: str) -> re.Match[str]:
+        """Wait for a line of its log."""
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            if found := re.search(pattern, self.log.read_text()):
+                return found
+            assert self.popen.poll() is None, self.log.read_text()
+            time.sleep(0.01)
+        raise AssertionError(f"never in its log: {pattern}\n{self.log.read_text()}")
+
+
+@pytest.fixture
+def spawn(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """Starts a process: `spawn(argv, **Popen options)`."""
+    made: list[Process] = []
+
+    def start(argv: list[str], **options: Any) -> Process:
+        log = tmp_path / f"process-{len(made)}.log"
+        with log.open("ab") as out:
+            made.append(Process(subprocess.Popen(argv, stdout=out, stderr=out, **options), log))
+        return made[-1]
+
+    yield start
+    for process in made:
+        process.popen.kill()
+    for process in made:
+        process.popen.wait(10)
+
+
+@pytest.fixture
+def run_worker(spawn: Callable[..., Process], tmp_path: Path) -> Callable[..., Any]:
+    """Starts a gateway worker that serves these models: `run_worker(*entries)`; it has `port`, `admin_port`, `pid`."""
+
+    def start(*models: wire.ModelEntry) -> Any:
+        table = tmp_path / "table.json"
+        table.write_text(wire.Snapshot(term=1, number=1, models=models).model_dump_json())
+        process = spawn(
+            [
+                *(sys.executable, "-m", "gateway.worker", "--listen", "127.0.0.1:0", "--index", "0"),
+                *(
+                    "--controller",
+                    str(tmp_path / "wire.sock"),
+                    "--limits",
+                    str(tmp_path / "shm"),
+                    "--cache",
+                    str(table),
+                ),
+            ]
+        )
+        ports = process.find(r"listens on .*?:(\d+), admin on .*?:(\d+)")
+        return SimpleNamespace(port=int(ports[1]), admin_port=int(ports[2]), pid=process.popen.pid, process=process)
+
+    return start
+
+
 @pytest.fixture
 def kit() -> SimpleNamespace:
     """What tests need besides the fixtures (test modules cannot import this file)."""
     return SimpleNamespace(
-        until=until, echo=echo, fixed=fixed, read_body=read_body, Truncated=Truncated, Gateway=Gateway, Client=Client
+        until=until,
+        echo=echo,
+        fixed=fixed,
+        read_body=read_body,
+        reset=reset,
+        Truncated=Truncated,
+        Gateway=Gateway,
+        Client=Client,
+        Replica=Replica,
     )

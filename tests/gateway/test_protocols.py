@@ -36,6 +36,22 @@ from gateway.protocols import Answer, classify, openai
         ("POST", "/models/m/v1/embeddings", Answer.FORWARD, "m", "/v1/embeddings", True),
         ("POST", "/models/m/infer", Answer.FORWARD, "m", "/infer", False),
         ("GET", "/models/", Answer.NOT_FOUND, "", "", True),
+        ("GET", "/v1/realtime?model=m&x=1", Answer.FORWARD, "m", "/v1/realtime?model=m&x=1", False),
+        ("GET", "/v1/realtime", Answer.NOT_FOUND, "", "", False),
+        ("POST", "/v2/models/m/generate", Answer.FORWARD, "m", "/v2/models/m/generate", False),
+        ("GET", "/v2/models/m/stats", Answer.FORWARD, "m", "/v2/models/m/stats", True),
+        ("GET", "/v2/models/m/versions/2", Answer.FORWARD, "m", "/v2/models/m/versions/2", True),
+        ("POST", "/v2/repository/index", Answer.INDEX, "", "", False),
+        ("GET", "/v2/repository/index", Answer.INDEX, "", "", False),
+        ("POST", "/v2/repository/models/m/load", Answer.CONTROL, "", "", False),
+        ("POST", "/v2/repository/models/m/unload", Answer.CONTROL, "", "", False),
+        ("GET", "/v2/logging", Answer.CONTROL, "", "", False),
+        ("POST", "/v2/trace/setting", Answer.CONTROL, "", "", False),
+        ("POST", "/v2/models/m/trace/setting", Answer.CONTROL, "", "", False),
+        ("POST", "/v2/models/m/versions/1/tr%61ce/setting", Answer.CONTROL, "", "", False),
+        ("POST", "/v2/systemsharedmemory/region/x/register", Answer.CONTROL, "", "", False),
+        ("POST", "/models/m/v2/repository/models/m/unload", Answer.CONTROL, "m", "", False),
+        ("POST", "/models/m//v2/%6cogging", Answer.CONTROL, "m", "", False),
         ("GET", "/", Answer.NOT_FOUND, "", "", False),
         ("GET", "/v2x", Answer.NOT_FOUND, "", "", False),
     ],
@@ -43,7 +59,7 @@ from gateway.protocols import Answer, classify, openai
 def test_routes(method, target, answer, model, forwarded, repeatable):
     route = classify(method, target)
     assert (route.answer, route.model, route.repeatable) == (answer, model, repeatable)
-    if answer is not Answer.NOT_FOUND:
+    if answer not in (Answer.NOT_FOUND, Answer.CONTROL):
         assert route.target == forwarded
 
 

@@ -506,6 +506,60 @@ async def test_asking_for_statistics_does_not_wake_but_metadata_does(gateway, ki
     await kit.until(lambda: gateway.wakes == ["m"])
 
 
+async def test_the_repository_index_comes_from_the_table(gateway, replica):
+    one = await replica()
+    gateway.model("asleep")
+    gateway.model("broken", unavailable="it crashes")
+    gateway.model("m", one)
+    for request in (get("/v2/repository/index"), post("/v2/repository/index", b""), post("/v2/repository/index")):
+        answer = await gateway.ask(request)
+        assert [(m["name"], m["state"], m["reason"]) for m in json.loads(answer.body)] == [
+            ("asleep", "UNAVAILABLE", "no replica is ready"),
+            ("broken", "UNAVAILABLE", "it crashes"),
+            ("m", "READY", ""),
+        ]
+    ready = await gateway.ask(post("/v2/repository/index", b'{"ready": true}'))
+    assert [m["name"] for m in json.loads(ready.body)] == ["m"]
+    for body, status in ((b"[]", 400), (b"{", 400), (b'{"ready": 1}', 400), (b" " * 10_000, 413)):
+        answer = await gateway.ask(post("/v2/repository/index", body))
+        assert (answer.status, list(json.loads(answer.body))) == (status, ["error"])
+    assert not one.seen
+    assert not gateway.wakes
+
+
+async def test_what_is_for_the_owner_of_a_server_is_refused(gateway, replica):
+    one = await replica()
+    gateway.model("m", one)
+    for target in (
+        "/v2/repository/models/m/unload",
+        "/v2/logging",
+        "/v2/models/m/trace/setting",
+        "/models/m/v2/logging",
+    ):
+        answer = await gateway.ask(post(target))
+        assert (answer.status, list(json.loads(answer.body))) == (403, ["error"])
+    assert not one.seen
+
+
+async def test_a_model_answers_to_its_aliases(gateway, replica):
+    one, other = await replica(), await replica()
+    gateway.model("m", one, aliases=("org/M-8B", "other", "both"))
+    gateway.model("other", other, aliases=("both",))
+    body = b'{"model": "org/M-8B"}'
+    assert (await gateway.ask(post("/v1/chat/completions", body))).body == body
+    assert (await gateway.ask(post("/v2/models/org%2FM-8B/infer"))).status == 200
+    assert (await gateway.ask(post("/models/both/x"))).status == 200
+    assert [s.target for s in one.seen] == ["/v1/chat/completions", "/v2/models/org%2FM-8B/infer", "/x"]
+    assert (await gateway.ask(post("/models/other/x"))).status == 200
+    assert len(other.seen) == 1
+    assert gateway.meter("m").arrivals == 3
+    listed = json.loads((await gateway.ask(get("/v1/models"))).body)["data"]
+    assert [m["id"] for m in listed] == ["m", "other", "both", "org/M-8B"]
+    assert (await gateway.ask(get("/v1/models/org%2FM-8B"))).status == 200
+    gateway.model("m", one)
+    assert (await gateway.ask(post("/v1/chat/completions", body))).status == 404
+
+
 # --- keeping connections ---
 
 
@@ -516,6 +570,18 @@ async def test_connections_to_replicas_are_kept_and_bounded_by_what_runs_at_once
         await gateway.ask(post(INFER))
     assert one.connections == 1
     assert gateway.pools.counts() == {"m-0": (0, 1)}
+
+
+async def test_a_draining_endpoint_has_no_idle_connections_until_it_comes_back(gateway, replica, kit):
+    one = await replica()
+    gateway.model("m", one)
+    await gateway.ask(post(INFER))
+    gateway.model("m", gateway.endpoint(one, draining=True))
+    await kit.until(lambda: one.open == 0)
+    gateway.model("m", one)
+    for _ in range(3):
+        await gateway.ask(post(INFER))
+    assert one.connections == 2
 
 
 async def test_idle_connections_close_when_the_endpoint_leaves_the_table(gateway, replica, kit):

@@ -176,6 +176,8 @@ async def test_only_allowed_models_can_be_used_and_are_listed(gateway, replica):
     assert [m["id"] for m in listed["data"]] == ["m"]
     assert (await gateway.ask(get("/v1/models/m"))).status == 200
     assert (await gateway.ask(get("/v1/models/n"))).status == 404
+    index = await gateway.ask(post(target="/v2/repository/index"))
+    assert [m["name"] for m in json.loads(index.body)] == ["m"]
 
 
 async def test_usage_is_counted_and_no_demand_comes_of_what_is_refused(gateway, replica):

@@ -1,0 +1,236 @@
+"""Connections of clients: aiohttp's, with what it leaves open closed.
+
+- What the parser refuses is answered with a request id, and 431 where the head is too large.
+- A head that is not whole in time, or grows too large, ends its connection: aiohttp itself would wait for it as long as
+  for the next request, and hold what came.
+- A client that leaves is noticed while nothing is read from it, too. While a body that nobody reads fills its buffers,
+  the event loop does not look at the socket; so now and then the kernel is asked for the state of such connections.
+- A client that ends only its own side gets what can be answered at once. Whether it has left or waits cannot be known,
+  so after a moment it is taken to have left, and what was asked for it is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+from http import HTTPStatus
+from typing import Final
+
+from aiohttp import web
+from aiohttp.http import RawRequestMessage
+from aiohttp.http_exceptions import LineTooLong
+
+from gateway import headers, heads
+from gateway.exchange import SENT
+from gateway.proxy import Proxy
+
+log = logging.getLogger("gateway.app")
+
+_MAX_LINE_BYTES: Final = 16 * 1024
+_INET: Final = (socket.AF_INET, socket.AF_INET6)
+_LOOK_S: Final = 0.4
+_LINGER_S: Final = 2.0
+#: Linux' tcp_states.h: the peer has ended its side, or the connection is gone.
+_GONE_STATES: Final = frozenset({4, 5, 6, 7, 8, 9, 11})
+
+
+class ClientConnection(web.RequestHandler):
+    """One connection of a client."""
+
+    __slots__ = ("_head_bytes", "_head_timer", "_lingering")
+
+    def __init__(self, manager: ClientServer, **options: object) -> None:
+        super().__init__(manager, **options)  # type: ignore[arg-type]
+        self._head_bytes = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._lingering: asyncio.Transport | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Waiting for the next request."""
+        return self._waiter is not None and not self._request_in_progress
+
+    @property
+    def _server(self) -> ClientServer:
+        assert isinstance(self._manager, ClientServer)
+        return self._manager
+
+    # --- asyncio.Protocol ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        raw = transport.get_extra_info("socket")
+        if raw is not None and raw.family in _INET:
+            # The rest of an answer to one that reads no more; nobody waits for that here.
+            stall_ms = round(self._server.proxy.timeouts.stall_s * 1000)
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, stall_ms)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._messages:
+            self._head_came()
+            if not isinstance(self._messages[-1][0], RawRequestMessage):
+                self._fail_body()
+        elif data and self.idle and not self._upgraded and not self._force_close:
+            self._head_bytes += len(data)
+            if self._head_bytes > heads.MAX_HEAD_BYTES:
+                self._refuse_head(431, f"the head of the request is larger than {heads.MAX_HEAD_BYTES} bytes")
+            elif self._head_timer is None:
+                self._head_timer = self._loop.call_later(
+                    self._server.proxy.timeouts.head_s,
+                    self._refuse_head,
+                    408,
+                    "the head of the request did not come in time",
+                )
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """True keeps the connection open for the answer."""
+        request = self._current_request
+        if self._payload_parser is not None:
+            self._payload_parser.feed_eof()
+            return True
+        waits = bool(self._messages) or self._waiter is None
+        if not waits or (request is not None and not request.content.is_eof()) or self._upgraded:
+            return None
+        self._keepalive = False
+        self._loop.call_later(self._server.proxy.timeouts.half_closed_s, self._half_closed)
+        return True
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._head_came()
+        super().connection_lost(exc)
+
+    # --- its head ---
+
+    def _head_came(self) -> None:
+        self._head_bytes = 0
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _refuse_head(self, status: int, text: str) -> None:
+        self._head_timer = None
+        if self.transport is None or not self.idle:
+            return
+        proxy = self._server.proxy
+        proxy.dispatcher.meter.unroute(status)
+        self._write_last(status, text, proxy.new_id())
+
+    def _fail_body(self) -> None:
+        """The parser gave up, maybe within a body: whoever reads that body would wait for ever."""
+        if len(self._messages) > 1:
+            body = self._messages[-2][1]
+        elif self._current_request is not None:
+            body = self._current_request.content
+        else:
+            return
+        if not body.is_eof():
+            body.set_exception(web.RequestPayloadError("the body is not valid HTTP"))
+
+    # --- its end ---
+
+    def force_close(self) -> None:
+        super().force_close()
+        if self._lingering is not None:
+            self._lingering.abort()
+
+    def _half_closed(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+    def look(self) -> None:
+        """End the connection if its client left while nothing was read from it."""
+        if self.transport is None or not (self._reading_paused or self._buffer_paused):
+            return
+        raw = self.transport.get_extra_info("socket")
+        if raw is None or raw.family not in _INET:
+            return
+        try:
+            state = raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+        except OSError:
+            return
+        if state in _GONE_STATES:
+            self.transport.abort()
+
+    # --- what the parser refuses ---
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer was begun; another cannot be sent")
+        proxy = self._server.proxy
+        if isinstance(exc, LineTooLong) or (message or "").startswith("Too many headers"):
+            status = 431
+        request_id = headers.request_id(request.raw_headers) or proxy.new_id()
+        proxy.dispatcher.meter.unroute(status)
+        if status >= 500:
+            log.error("a request failed within the gateway", exc_info=exc, extra={"request_id": request_id})
+        if status == 431:
+            text = f"the head of the request has a line of more than {_MAX_LINE_BYTES} bytes, or too many lines"
+        elif status >= 500:
+            text = "the gateway failed; its log says more"
+        else:
+            text = "the request is not valid HTTP"
+        self._write_last(status, text, request_id)
+        return SENT[False]
+
+    def _write_last(self, status: int, text: str, request_id: str) -> None:
+        """An answer to something that is of no protocol; then the end of the connection.
+
+        Closing it while the client still sends would reset it, and the answer might be lost with it. So only our side
+        is ended, and what comes is dropped for a while.
+        """
+        transport, self.transport = self.transport, None
+        if transport is None or transport.is_closing():
+            return
+        body = json.dumps({"error": text}).encode() + b"\n"
+        fields = [
+            (b"Content-Type", b"application/json"),
+            (b"X-Request-Id", request_id.encode("ascii")),
+            (b"Content-Length", b"%d" % len(body)),
+            (b"Connection", b"close"),
+        ]
+        transport.write(headers.serialize(status, HTTPStatus(status).phrase.encode("ascii"), fields) + body)
+        if transport.can_write_eof():
+            transport.write_eof()
+        self._close = True
+        self._lingering = transport
+        self._loop.call_later(_LINGER_S, transport.abort)
+
+
+class ClientServer(web.Server):
+    """Makes a `ClientConnection` for each that is accepted."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        super().__init__(
+            proxy.handle,
+            handler_cancellation=True,
+            access_log=None,
+            auto_decompress=False,
+            keepalive_timeout=proxy.timeouts.idle_s,
+            max_line_size=_MAX_LINE_BYTES,
+            max_field_size=_MAX_LINE_BYTES,
+            logger=log,
+        )
+        self.proxy = proxy
+        self._looking: asyncio.TimerHandle | None = None
+
+    def __call__(self) -> web.RequestHandler:
+        if self._looking is None:
+            self._looking = self._loop.call_later(_LOOK_S, self._look)
+        return ClientConnection(self, loop=self._loop, **self._kwargs)
+
+    def _look(self) -> None:
+        self._looking = None
+        for connection in self.connections:
+            if isinstance(connection, ClientConnection):
+                connection.look()
+        if self.connections:
+            self._looking = self._loop.call_later(_LOOK_S, self._look)
