@@ -28,8 +28,6 @@ from gateway.tenants import Tenants
 from gateway.waiting import ANYONE, Claim, Ticket
 from gateway.wire import Removal, Report, SettingsUpdate, Snapshot, Update, Version
 
-__all__ = ["FOREIGN_POLL_S", "Dispatcher", "Effects", "Lease", "Outcome", "Refusal", "Served"]
-
 #: How often a worker looks whether another has released a place, while one of its own requests waits for it.
 FOREIGN_POLL_S: Final = 0.005
 #: Retry-After where nothing is known of when it would pay, and its upper bound.
@@ -267,8 +265,6 @@ class Dispatcher:
         self._forget(served)
         return effects
 
-    # --- health ---
-
     @property
     def ailing(self) -> bool:
         """Whether endpoints are ejected, so that `probes` has to be asked for."""
@@ -352,13 +348,10 @@ class Dispatcher:
         entry, total = served.route.entry, self.table.settings
         while True:
             full = served.room.full(nbytes, max_requests=entry.queue_max_requests, max_bytes=entry.queue_max_bytes)
-            if full is None and self._waiting:
-                queued = sum(s.room.count for s in self._waiting)
-                held = sum(s.room.nbytes for s in self._waiting)
-                if queued + 1 <= total.queue_max_requests and held + nbytes <= total.queue_max_bytes:
-                    return True
-            elif full is None:
-                return total.queue_max_requests > 0 and nbytes <= total.queue_max_bytes
+            queued = sum(s.room.count for s in self._waiting)
+            held = sum(s.room.nbytes for s in self._waiting) + nbytes
+            if full is None and queued < total.queue_max_requests and held <= total.queue_max_bytes:
+                return True
             victim = served.room.outranked(claim)
             if victim is None:
                 return False

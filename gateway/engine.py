@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import Callable
 from time import monotonic
 
-from gateway.dispatch import Dispatcher, Effects, Lease, Outcome, Refusal, Served
+from gateway.dispatch import Dispatcher
+from gateway.leases import Effects, Lease, Outcome, Served
 from gateway.probing import Prober
+from gateway.refusal import Refusal
 from gateway.upstream import Pools
 from gateway.waiting import ANYONE, Claim, Ticket
 

@@ -19,7 +19,8 @@ from aiohttp import ClientError, ClientSession, ClientWebSocketResponse, UnixCon
 from pydantic import ValidationError
 
 from gateway import wire
-from gateway.dispatch import Dispatcher, Effects
+from gateway.dispatch import Dispatcher
+from gateway.leases import Effects
 
 log = logging.getLogger("gateway.link")
 

@@ -16,8 +16,8 @@ from typing import Final
 import h11
 
 from gateway import headers
-from gateway.dispatch import Lease, Outcome, Served
 from gateway.engine import Engine
+from gateway.leases import Lease, Outcome, Served
 from gateway.meter import Ending
 from gateway.upstream import Broken, Connection, TimedOut, Unreachable
 

@@ -36,11 +36,12 @@ from aiohttp import web
 
 from gateway import headers
 from gateway.body import Body, TooSlow
-from gateway.dispatch import Lease, Outcome, Refusal, Served
 from gateway.engine import Engine
 from gateway.exchange import Exchange
+from gateway.leases import Lease, Outcome, Served
 from gateway.meter import CLIENT_LEFT, Ending
 from gateway.protocols import Answer, Route
+from gateway.refusal import Refusal
 from gateway.tenants import CREDENTIALS
 from gateway.tunnel import Tunnel
 from gateway.upstream import Broken, Connection, TimedOut, Unreachable

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
-from gateway.dispatch import Dispatcher, Effects, Served
+from gateway.dispatch import Dispatcher
+from gateway.leases import Effects, Served
 from gateway.routing import Endpoint
 
 _PERIOD_S: Final = 0.1

@@ -18,13 +18,14 @@ from aiohttp import web
 from gateway import headers, heads, splitting
 from gateway.body import Body, TooLarge, TooSlow
 from gateway.deadlines import BadTimeout, client_timeout
-from gateway.dispatch import Refusal, Served
 from gateway.engine import Engine
 from gateway.exchange import BadTarget, ClientLeft, Exchange
+from gateway.leases import Served
 from gateway.meter import CLIENT_LEFT, Ending
 from gateway.mirror import Copy, Mirror
 from gateway.passage import Passage, Result
 from gateway.protocols import Answer, Route, classify, multipart, oip, openai
+from gateway.refusal import Refusal
 from gateway.tenants import credential
 from gateway.timeouts import Pace, Timeouts
 from gateway.waiting import ANYONE, Claim
