@@ -74,6 +74,8 @@ class SliceRequest:
     """Labels that the Device or its Node must carry."""
     avoid: frozenset[str] = frozenset()
     """Device ids to use only where nothing else fits (a start there failed lately)."""
+    devices: int = 1
+    """Slices alike, each on a Device of its own, all on one Node."""
 
     @property
     def limit_mib(self) -> int:

@@ -1,0 +1,262 @@
+"""The indexed engine: fleets of thousands of nodes as arrays, and the best node for a shape in about a tenth of a millisecond.
+
+An `Engine` holds what is free (host CPU, host memory, compute and memory of every device) in numpy arrays. For every
+shape that was ever asked it keeps a *column*: the cost of placing the shape on each node, and on which device. A
+change touches one node, so that a column asked again recomputes only the nodes that changed since it was last asked
+(found in a log of changes), and then takes the least cost. What the cost is, is the policy's business (`Policy`).
+
+Equal costs are settled by a signature of what a node is and holds, in which no node's name or number occurs: the sum of
+hashes of the keys of what lies there, on top of a hash of its capacity. Mirror images (empty nodes alike) are the only
+nodes with equal signatures, and whichever of those is taken, the outcome is the same but for names.
+
+A device's *level* is the percent of it that can still be given: the lesser of its free compute and its free memory. A
+shape's *size* on a kind of device is the greater of its two shares. Fits are checked on the exact integers; levels and
+sizes only feed the measures of usefulness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from packer.mix import Shape
+
+Array = NDArray[Any]
+
+UNBOUNDED: Final = 1 << 50
+"""Stands for a host quantity without bound, and for the memory of a device whose memory does not matter."""
+_MASK: Final = (1 << 62) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Bay:
+    """One device of a `Rack`, as the engine sees it."""
+
+    model: str
+    memory_mib: int = UNBOUNDED
+    """Usable."""
+    compute: int = 100
+    max_clients: int = 1 << 20
+    labels: frozenset[tuple[str, str]] = frozenset()
+    """Its own and its node's."""
+    mechanisms: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Rack:
+    """One node, as the engine sees it: no name."""
+
+    cpu_milli: int
+    host_memory_mib: int
+    bays: tuple[Bay, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """Where something lies: a node and the devices used there (none where the host alone was asked)."""
+
+    node: int
+    devices: tuple[int, ...]
+
+
+class Column:
+    """The cost of one shape on every node."""
+
+    __slots__ = ("allowed", "cost", "device", "index", "open", "shape", "size", "stamp")
+
+    def __init__(self, index: int, shape: Shape, allowed: Array, size: Array) -> None:
+        self.index = index
+        self.shape = shape
+        self.allowed = allowed
+        """bool[N, D]: the device is of an allowed model, carries the labels and offers the mechanism."""
+        self.size = size
+        """int16[N, D]: percent of the device that the shape takes."""
+        self.cost = np.full(len(allowed), np.inf)
+        self.device = np.zeros(len(allowed), np.int8)
+        self.open = allowed.any(1) if shape.devices else np.ones(len(allowed), bool)
+        self.stamp = -1
+
+
+class Policy(Protocol):
+    """What makes one node better than another."""
+
+    by_name: bool
+    """Ties go to the lowest node number (as published baselines do), not to the least signature."""
+
+    def evaluate(self, engine: Engine, column: Column, nodes: Array, fits: Array) -> tuple[Array, Array]:
+        """Cost (float64[n]) and device (int[n]) for nodes (int[n]) that fit; fits (bool[n, D]) says which devices do.
+
+        The device is only read where the shape asks for one device; lower cost is better.
+        """
+        ...
+
+
+class Engine:
+    """Free amounts of a fleet, and where each shape would best go."""
+
+    def __init__(self, racks: Sequence[Rack], policy: Policy) -> None:
+        count, width = len(racks), max((len(r.bays) for r in racks), default=1) or 1
+        self.policy = policy
+        self.racks = tuple(racks)
+        self.cpu = np.array([r.cpu_milli for r in racks], np.int64)
+        self.ram = np.array([r.host_memory_mib for r in racks], np.int64)
+        self.compute = np.zeros((count, width), np.int16)
+        self.memory = np.zeros((count, width), np.int64)
+        self.clients = np.zeros((count, width), np.int32)
+        self.whole = np.zeros((count, width), np.int16)
+        """Level of the device when empty: 100, or less where it may give less compute; 0 where there is none."""
+        self.usable = np.zeros((count, width), np.int64)
+        self.cpu_total, self.ram_total = self.cpu.copy(), self.ram.copy()
+        kinds: dict[Bay, int] = {}
+        self.kind = np.full((count, width), -1, np.int32)
+        for n, rack in enumerate(racks):
+            for d, bay in enumerate(rack.bays):
+                self.kind[n, d] = kinds.setdefault(bay, len(kinds))
+                self.compute[n, d] = self.whole[n, d] = min(bay.compute, 100)
+                self.memory[n, d] = self.usable[n, d] = bay.memory_mib
+                self.clients[n, d] = bay.max_clients
+        self.kinds = tuple(kinds)
+        self.level = self.whole.copy()
+        self.sig = np.array([_stable(r) for r in racks], np.int64)
+        self.device_sig = np.zeros((count, width), np.int64)
+        self.columns: list[Column] = []
+        self._known: dict[Shape, int] = {}
+        self._log: list[int] = []
+
+    # --- shapes ---
+
+    def column(self, shape: Shape) -> Column:
+        """The shape's column, made on first use."""
+        index = self._known.get(shape)
+        if index is None:
+            index = self._known[shape] = len(self.columns)
+            accepts = np.array([*(_accepts(kind, shape) for kind in self.kinds), False])
+            share = np.array([*(_size(kind, shape) for kind in self.kinds), 0], np.int16)
+            self.columns.append(Column(index, shape, accepts[self.kind], share[self.kind]))
+        return self.columns[index]
+
+    def fits(self, column: Column, nodes: Array) -> tuple[Array, Array]:
+        """(which of the nodes fit: int[m], which devices of those do: bool[m, D])."""
+        shape = column.shape
+        ok = (self.cpu[nodes] >= shape.cpu_milli) & (self.ram[nodes] >= shape.host_memory_mib) & column.open[nodes]
+        nodes = nodes[ok]
+        if not shape.devices:
+            return nodes, np.zeros((len(nodes), self.level.shape[1]), bool)
+        devices = (self.compute[nodes] >= shape.compute) & column.allowed[nodes] & (self.clients[nodes] > 0)
+        if shape.memory_mib:
+            devices &= self.memory[nodes] >= shape.memory_mib
+        enough = devices.any(1) if shape.devices == 1 else devices.sum(1) >= shape.devices
+        return nodes[enough], devices[enough]
+
+    # --- placing ---
+
+    def best(self, shape: Shape) -> Spot | None:
+        """Where the shape goes by the policy; None where it fits nowhere."""
+        column = self.refresh(shape)
+        cost = column.cost
+        node = int(cost.argmin())
+        least = cost[node]
+        if least == np.inf:
+            return None
+        if not self.policy.by_name:
+            tied = (cost == least).nonzero()[0]
+            if len(tied) > 1:
+                node = int(tied[self.sig[tied].argmin()])
+        return Spot(node, self.devices_for(column, node))
+
+    def refresh(self, shape: Shape) -> Column:
+        """The shape's column, brought up to date with every change so far."""
+        column = self.column(shape)
+        log = self._log
+        behind = len(log) - column.stamp if column.stamp >= 0 else len(self.cpu)
+        if behind == 0:
+            return column
+        if behind >= len(self.cpu):
+            nodes = np.arange(len(self.cpu))
+        else:
+            nodes = np.fromiter(set(log[column.stamp :]), np.int64)
+            nodes.sort()
+        column.stamp = len(log)
+        column.cost[nodes] = np.inf
+        nodes, devices = self.fits(column, nodes)
+        if len(nodes):
+            column.cost[nodes], column.device[nodes] = self.policy.evaluate(self, column, nodes, devices)
+        return column
+
+    def devices_for(self, column: Column, node: int) -> tuple[int, ...]:
+        """The devices of a node that the shape would get: the policy's, or of several the fullest that fit."""
+        shape = column.shape
+        if shape.devices == 0:
+            return ()
+        if shape.devices == 1:
+            return (int(column.device[node]),)
+        _, fits = self.fits(column, np.array([node]))
+        able = fits[0].nonzero()[0]
+        order = sorted(able, key=lambda d: (self.level[node, d], self.device_sig[node, d], d))
+        return tuple(int(d) for d in sorted(order[: shape.devices]))
+
+    def take(self, shape: Shape, spot: Spot, key: int) -> None:
+        """Count what is placed; key names the Instance (any integer, the same for `give`)."""
+        self._change(shape, spot, key, 1)
+
+    def give(self, shape: Shape, spot: Spot, key: int) -> None:
+        """Count what departs."""
+        self._change(shape, spot, key, -1)
+
+    def _change(self, shape: Shape, spot: Spot, key: int, sign: int) -> None:
+        node = spot.node
+        self.cpu[node] -= sign * shape.cpu_milli
+        self.ram[node] -= sign * shape.host_memory_mib
+        mark = _mix64(key)
+        for d in spot.devices:
+            self.compute[node, d] -= sign * shape.compute
+            self.clients[node, d] -= sign
+            level = self.compute[node, d]
+            if shape.memory_mib:
+                self.memory[node, d] -= sign * shape.memory_mib
+                level = min(level, 100 * self.memory[node, d] // self.usable[node, d])
+            elif self.memory[node, d] != self.usable[node, d]:
+                level = min(level, 100 * self.memory[node, d] // self.usable[node, d])
+            self.level[node, d] = level
+            self.device_sig[node, d] = (int(self.device_sig[node, d]) + sign * mark) & _MASK
+        # What lies on a node matters, and beside what: a pair on one device is not the pair on two.
+        self.sig[node] = (int(self.sig[node]) + sign * mark) & _MASK
+        self._log.append(node)
+
+    def touch_all(self) -> None:
+        """Forget every cost (the policy has changed)."""
+        for column in self.columns:
+            column.stamp = -1
+
+
+def _accepts(bay: Bay, shape: Shape) -> bool:
+    return (
+        (not shape.device_models or bay.model in shape.device_models)
+        and shape.labels <= bay.labels
+        and (not shape.mechanism or not bay.mechanisms or shape.mechanism in bay.mechanisms)
+    )
+
+
+def _size(bay: Bay, shape: Shape) -> int:
+    """Percent of the device that one slice of the shape takes, rounded up; at least 1, over 100 where it never fits."""
+    memory = -(-100 * shape.memory_mib // bay.memory_mib) if bay.memory_mib else 101
+    return max(1, shape.compute, min(memory, 101))
+
+
+def _stable(rack: Rack) -> int:
+    bays = [(b.model, b.memory_mib, b.compute, b.max_clients, sorted(b.labels), sorted(b.mechanisms)) for b in rack.bays]
+    text = repr((rack.cpu_milli, rack.host_memory_mib, sorted(bays)))
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") & _MASK
+
+
+def _mix64(key: int) -> int:
+    """A well-spread hash of an integer (the finalizer of splitmix64)."""
+    x = (key + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return (x ^ (x >> 31)) & _MASK
