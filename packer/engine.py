@@ -78,7 +78,7 @@ class Column:
         """int16[N, D]: percent of the device that the shape takes."""
         self.cost = np.full(len(allowed), np.inf)
         self.device = np.zeros(len(allowed), np.int8)
-        self.open = allowed.any(1) if shape.devices else np.ones(len(allowed), bool)
+        self.open: Array = np.asarray(allowed.any(1)) if shape.devices else np.ones(len(allowed), bool)
         self.stamp = -1
 
 
@@ -135,8 +135,8 @@ class Engine:
         index = self._known.get(shape)
         if index is None:
             index = self._known[shape] = len(self.columns)
-            accepts = np.array([*(_accepts(kind, shape) for kind in self.kinds), False])
-            share = np.array([*(_size(kind, shape) for kind in self.kinds), 0], np.int16)
+            accepts = np.array([*(accepts(kind, shape) for kind in self.kinds), False])
+            share = np.array([*(share(kind, shape) for kind in self.kinds), 0], np.int16)
             self.columns.append(Column(index, shape, accepts[self.kind], share[self.kind]))
         return self.columns[index]
 
@@ -152,6 +152,22 @@ class Engine:
             devices &= self.memory[nodes] >= shape.memory_mib
         enough = devices.any(1) if shape.devices == 1 else devices.sum(1) >= shape.devices
         return nodes[enough], devices[enough]
+
+    @property
+    def version(self) -> int:
+        """Grows by one with every change."""
+        return len(self._log)
+
+    def changed(self, since: int) -> Array | None:
+        """Nodes that changed since a version (all for a negative one), ascending; None where none did."""
+        behind = len(self._log) - since if since >= 0 else len(self.cpu)
+        if behind == 0:
+            return None
+        if behind >= len(self.cpu):
+            return np.arange(len(self.cpu))
+        nodes = np.fromiter(set(self._log[since:]), np.int64)
+        nodes.sort()
+        return nodes
 
     # --- placing ---
 
@@ -172,16 +188,10 @@ class Engine:
     def refresh(self, shape: Shape) -> Column:
         """The shape's column, brought up to date with every change so far."""
         column = self.column(shape)
-        log = self._log
-        behind = len(log) - column.stamp if column.stamp >= 0 else len(self.cpu)
-        if behind == 0:
+        nodes = self.changed(column.stamp)
+        if nodes is None:
             return column
-        if behind >= len(self.cpu):
-            nodes = np.arange(len(self.cpu))
-        else:
-            nodes = np.fromiter(set(log[column.stamp :]), np.int64)
-            nodes.sort()
-        column.stamp = len(log)
+        column.stamp = len(self._log)
         column.cost[nodes] = np.inf
         nodes, devices = self.fits(column, nodes)
         if len(nodes):
@@ -234,7 +244,8 @@ class Engine:
             column.stamp = -1
 
 
-def _accepts(bay: Bay, shape: Shape) -> bool:
+def accepts(bay: Bay, shape: Shape) -> bool:
+    """Whether the device is of a kind that the shape may use."""
     return (
         (not shape.device_models or bay.model in shape.device_models)
         and shape.labels <= bay.labels
@@ -242,14 +253,16 @@ def _accepts(bay: Bay, shape: Shape) -> bool:
     )
 
 
-def _size(bay: Bay, shape: Shape) -> int:
+def share(bay: Bay, shape: Shape) -> int:
     """Percent of the device that one slice of the shape takes, rounded up; at least 1, over 100 where it never fits."""
     memory = -(-100 * shape.memory_mib // bay.memory_mib) if bay.memory_mib else 101
     return max(1, shape.compute, min(memory, 101))
 
 
 def _stable(rack: Rack) -> int:
-    bays = [(b.model, b.memory_mib, b.compute, b.max_clients, sorted(b.labels), sorted(b.mechanisms)) for b in rack.bays]
+    bays = [
+        (b.model, b.memory_mib, b.compute, b.max_clients, sorted(b.labels), sorted(b.mechanisms)) for b in rack.bays
+    ]
     text = repr((rack.cpu_milli, rack.host_memory_mib, sorted(bays)))
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") & _MASK
 

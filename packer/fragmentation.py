@@ -73,7 +73,7 @@ class Usefulness:
         return enough.astype(np.float64) @ self.member_weight
 
     def loss(self, engine: Engine, column: Column, nodes: Array, fits: Array) -> Array:
-        """Usefulness lost on each device that fits: float[n, D] (inf elsewhere); for several devices or none, [n, 1]."""
+        """Usefulness lost on each device that fits: float[n, D], inf elsewhere; [n, 1] for several or none."""
         shape = column.shape
         base, level = self.base[nodes], engine.level[nodes]
         cpu, ram = engine.cpu[nodes], engine.ram[nodes]

@@ -1,4 +1,4 @@
-"""What is asked for, names left out: a `Shape` is all of a request that decides where it fits, a `Mix` is what to expect.
+"""What is asked for, names left out: a `Shape` is what decides where a request fits, a `Mix` is what to expect.
 
 An expected mix says how often each shape will be asked for: what the autoscaler's models would ask next, else what was
 asked lately. Every measure of usefulness in the packer is taken against a mix; weights are relative.

@@ -114,12 +114,11 @@ class Clustering(_ByName):
 class FGD(_ByName):
     """FGD as published: the loss of usefulness through a sigmoid, rounded down to 0..100, the lowest name of equals.
 
-    The mix is cut to the most popular shapes that make up 95% of the pods, CPU pods among them; host memory plays no
-    part in the measure.
+    The mix is all of the trace, pods without a GPU among them; host memory plays no part in the measure.
     """
 
     def __init__(self, mix: Mix) -> None:
-        self._mix = _typical(mix)
+        self._mix = mix
         self._usefulness: Usefulness | None = None
 
     def evaluate(self, engine: Engine, column: Column, nodes: Array, fits: Array) -> tuple[Array, Array]:
@@ -131,17 +130,6 @@ class FGD(_ByName):
         score = np.floor(100 / (1 + np.exp(-gained / 100)))
         score = np.where(np.isfinite(loss), score, -1.0)
         return -score.max(1), score.argmax(1)
-
-
-def _typical(mix: Mix) -> Mix:
-    kept, total = 0.0, sum(mix.weights)
-    chosen = {}
-    for shape, weight in zip(mix.shapes, mix.weights, strict=True):
-        if kept >= 0.95 * total:
-            break
-        chosen[shape] = weight
-        kept += weight
-    return Mix.of(chosen)
 
 
 def _tightest(engine: Engine, nodes: Array, fits: Array) -> Array:
