@@ -107,6 +107,27 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True)
+class Move:
+    """An Instance goes to another Device, make-before-break: its sibling starts at `target`, then `source` is freed."""
+
+    source: Placement
+    target: Placement
+
+    @property
+    def instance(self) -> str:
+        """Who moves."""
+        return self.source.request.id
+
+
+@dataclass(frozen=True, slots=True)
+class MovePlan:
+    """Moves in the order in which each fits, and where the request goes after the last of them."""
+
+    moves: tuple[Move, ...]
+    placement: Placement
+
+
+@dataclass(frozen=True, slots=True)
 class ClassRefusal:
     """Why no Device of one class (same model and capacity) can take the Slice; re-checkable from the inventory."""
 

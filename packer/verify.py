@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import replace
 
-from packer.inventory import Device, Inventory, Node, NoFit, Placement, SliceRequest
+from packer.inventory import Device, Inventory, MovePlan, Node, NoFit, Placement, SliceRequest
 
 
 def verify(inventory: Inventory, placed: Collection[str] = ()) -> list[str]:
@@ -179,3 +179,26 @@ def _reason_holds(reason: str, request: SliceRequest, device: Device, inventory:
             return bool(verify(empty))
         case _:
             return False
+
+
+def verify_plan(inventory: Inventory, plan: MovePlan) -> list[str]:
+    """All that is wrong with a plan of moves: at every step the mover holds its source and its target at once."""
+    held = {p.request.id: p for p in inventory.placements}
+    before = set(verify(inventory))
+    problems: list[str] = []
+    for number, move in enumerate(plan.moves, 1):
+        request = move.source.request
+        if held.get(request.id) != move.source:
+            problems.append(f"move {number}: {request.id} does not lie where the move takes it from")
+            continue
+        if move.target.request != request:
+            problems.append(f"move {number}: {request.id} is changed by the move")
+        sibling = replace(move.target, request=replace(request, id=f"{request.id} (sibling)"))
+        step = replace(inventory, placements=(*held.values(), sibling))
+        problems += [f"move {number}: {text}" for text in verify(step, (sibling.request.id,)) if text not in before]
+        held[request.id] = move.target
+    if plan.placement.request.id in held:
+        problems.append(f"{plan.placement.request.id} is placed already")
+    last = replace(inventory, placements=(*held.values(), plan.placement))
+    problems += [t for t in verify(last, (plan.placement.request.id,)) if t not in before]
+    return problems
