@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from packer.engine import Rack, accepts, share
+from packer.engine import Rack, accepts, canonical, share
 from packer.mix import Mix, Shape
 
 
@@ -33,13 +33,14 @@ class Bound:
     """Dual of each shape's demand."""
 
 
-def zero_refusal(racks: tuple[Rack, ...], mix: Mix) -> Bound:
+def zero_refusal(racks: Iterable[Rack] | Counter[Rack], mix: Mix) -> Bound:
     """Solve the programme to optimality (HiGHS). Shapes that fit no node even when empty are left out.
 
     Raises SolverMissing without SciPy.
     """
     classes = Counter(racks)
-    kinds = list(classes)
+    # Alike fleets are the same programme whatever the order of their nodes.
+    kinds = sorted(classes, key=canonical)
     mix = possible(kinds, mix)
     total = sum(mix.weights)
     weights = np.array(mix.weights) / total

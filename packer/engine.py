@@ -122,8 +122,12 @@ class Engine:
                 self.clients[n, d] = bay.max_clients
         self.kinds = tuple(kinds)
         self.level = self.whole.copy()
-        self.sig = np.array([_stable(r) for r in racks], np.int64)
+        self.sig = np.array([_stable(canonical(r)) for r in racks], np.int64)
         self.device_sig = np.zeros((count, width), np.int64)
+        self.bound = np.zeros((count, width), np.int16)
+        """Mechanism that a device is bound to while in use, by number; 0 for none."""
+        self._users: dict[tuple[int, int], int] = {}
+        self._mechanisms: dict[str, int] = {}
         self.columns: list[Column] = []
         self._known: dict[Shape, int] = {}
         self._log: list[int] = []
@@ -150,6 +154,9 @@ class Engine:
         devices = (self.compute[nodes] >= shape.compute) & column.allowed[nodes] & (self.clients[nodes] > 0)
         if shape.memory_mib:
             devices &= self.memory[nodes] >= shape.memory_mib
+        if shape.mechanism:
+            bound = self.bound[nodes]
+            devices &= (bound == 0) | (bound == self._mechanisms.setdefault(shape.mechanism, len(self._mechanisms) + 1))
         enough = devices.any(1) if shape.devices == 1 else devices.sum(1) >= shape.devices
         return nodes[enough], devices[enough]
 
@@ -229,6 +236,10 @@ class Engine:
         for d in spot.devices:
             self.compute[node, d] -= sign * shape.compute
             self.clients[node, d] -= sign
+            if shape.mechanism:
+                users = self._users[node, d] = self._users.get((node, d), 0) + sign
+                number = self._mechanisms.setdefault(shape.mechanism, len(self._mechanisms) + 1)
+                self.bound[node, d] = number if users else 0
             level = self.compute[node, d]
             if shape.memory_mib:
                 self.memory[node, d] -= sign * shape.memory_mib
@@ -262,11 +273,15 @@ def share(bay: Bay, shape: Shape) -> int:
     return max(1, shape.compute, min(memory, 101))
 
 
-def _stable(rack: Rack) -> int:
+def canonical(rack: Rack) -> str:
+    """A text that two racks share if and only if they are alike, whatever the order of their devices."""
     bays = [
         (b.model, b.memory_mib, b.compute, b.max_clients, sorted(b.labels), sorted(b.mechanisms)) for b in rack.bays
     ]
-    text = repr((rack.cpu_milli, rack.host_memory_mib, sorted(bays)))
+    return repr((rack.cpu_milli, rack.host_memory_mib, sorted(bays)))
+
+
+def _stable(text: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") & _MASK
 
 

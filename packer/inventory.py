@@ -104,6 +104,13 @@ class Placement:
     why: str = ""
     """In words: why this Device."""
     alternatives: tuple[Alternative, ...] = ()
+    more_devices: tuple[str, ...] = ()
+    """Further Devices of the Node, for a request that needs several."""
+
+    @property
+    def all_devices(self) -> tuple[str, ...]:
+        """Every Device that holds one of its slices."""
+        return (self.device, *self.more_devices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +141,8 @@ class ClassRefusal:
     device_class: str
     devices: int
     reason: str
-    """One of: model, label, mechanism, memory, compute, clients, host-cpu, host-memory, unhealthy, too-large, mixed."""
+    """One of: model, label, mechanism, memory, compute, clients, host-cpu, host-memory, devices, unhealthy, too-large,
+    mixed."""
     missing_mib: int = 0
     """Smallest shortfall of free memory over the class."""
     missing_compute: int = 0

@@ -310,16 +310,18 @@ class MigFleet:
                 if not inside or len(inside) > most or slices > self.geometry.slices:
                     continue
                 size = sum(self.geometry.profile(i.profile).size for i in inside)
-                largest = max(self.geometry.profile(i.profile).size for i in inside)
-                # Moving as large a piece as the newcomer gains nothing.
-                if largest < wanted.size:
+                # Moving as large a piece as the newcomer gains nothing, unless it may start where the newcomer may not.
+                pieces = [self.geometry.profile(i.profile) for i in inside]
+                if all(p.size < wanted.size or set(p.starts) - set(wanted.starts) for p in pieces):
                     device = min(able, key=self._stamps.__getitem__)
                     options.append((size, len(inside), start, tuple(sorted(layout)), device, inside))
         options.sort(key=lambda o: o[:4])
         for _, _, _, _, device, inside in options[: _WINDOWS[depth]]:
             moves: list[InstanceMove] = []
             for instance in sorted(inside, key=lambda i: (-self.geometry.profile(i.profile).size, i.start)):
-                found = self._relocate(device, instance, most - len(moves), shut | {device}, depth)
+                found = self._aside(device, instance, start, wanted.size) if most > len(moves) else None
+                if found is None:
+                    found = self._relocate(device, instance, most - len(moves), shut | {device}, depth)
                 if found is None:
                     break
                 moves += found
@@ -328,6 +330,18 @@ class MigFleet:
             for move in reversed(moves):
                 self._move(InstanceMove(move.target_device, move.target, move.source_device, move.source))
         return None
+
+    def _aside(self, device: int, instance: Instance, start: int, size: int) -> list[InstanceMove] | None:
+        """Move an instance to free slots of its own device outside a window."""
+        layout = self._layouts[device]
+        targets = [Instance(s, instance.profile) for s in openings(self.model, layout, instance.profile)]
+        targets = [t for t in targets if not self._overlaps(t, start, size)]
+        if not targets:
+            return None
+        best = max(targets, key=lambda t: (self.worth(layout - {instance} | {t}), t.start))
+        move = InstanceMove(device, instance, device, best)
+        self._move(move)
+        return [move]
 
     def _relocate(
         self, device: int, instance: Instance, most: int, shut: frozenset[int], depth: int

@@ -10,7 +10,9 @@ other terms.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,12 +25,17 @@ from packer.mix import Mix
 
 def opportunity_prices(racks: Sequence[Rack], mix: Mix, blend: float) -> NDArray[Any]:
     """float32[T], in the order of the mix: percent of a device that one slot for each shape is worth."""
+    return _prices(frozenset(Counter(racks).items()), mix, blend)
+
+
+@lru_cache(maxsize=32)
+def _prices(classes: frozenset[tuple[Rack, int]], mix: Mix, blend: float) -> NDArray[Any]:
     weights = np.array(mix.weights) / sum(mix.weights)
     asked = np.array([s.compute * s.devices + s.cpu_milli / 1000 for s in mix.shapes], np.float64)
     mean = float(sum(w * s.compute * s.devices for s, w in zip(mix.shapes, weights, strict=True))) or 1.0
     plain = asked * (mean / float(weights @ asked or 1.0))
     try:
-        duals = zero_refusal(tuple(racks), mix).prices
+        duals = zero_refusal(Counter(dict(classes)), mix).prices
     except SolverMissing:
         return plain.astype(np.float32)
     exact = np.array([duals.get(s, 0.0) for s in mix.shapes]) * mean

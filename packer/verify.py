@@ -31,7 +31,13 @@ def verify(inventory: Inventory, placed: Collection[str] = ()) -> list[str]:
     on_device: dict[str, list[Placement]] = defaultdict(list)
     on_node: dict[str, list[Placement]] = defaultdict(list)
     for p in inventory.placements:
-        on_device[p.device].append(p)
+        for name in (p.device, *p.more_devices):
+            on_device[name].append(p)
+        if 1 + len(p.more_devices) != p.request.devices or p.device in p.more_devices:
+            problems.append(
+                f"instance {p.request.id}: lies on {1 + len({*p.more_devices} - {p.device})} devices, "
+                f"asked for {p.request.devices}"
+            )
         on_node[p.node].append(p)
         device, node = devices.get(p.device), nodes.get(p.node)
         if device is None:
@@ -40,6 +46,12 @@ def verify(inventory: Inventory, placed: Collection[str] = ()) -> list[str]:
             problems.append(f"instance {p.request.id}: its node {p.node} is unknown")
         if device is not None and device.node != p.node:
             problems.append(f"instance {p.request.id}: device {p.device} is on node {device.node}, not on {p.node}")
+        for further in p.more_devices:
+            if (other := devices.get(further)) is None or other.node != p.node:
+                problems.append(f"instance {p.request.id}: its device {further} is not on node {p.node}")
+            elif node is not None:
+                fresh = p.request.id in placed
+                problems += [f"instance {p.request.id}: {text}" for text in _wrong(p, other, node, fresh)]
         if device is not None and node is not None:
             problems += [f"instance {p.request.id}: {text}" for text in _wrong(p, device, node, p.request.id in placed)]
     for device in devices.values():
@@ -53,7 +65,7 @@ def verify_refusal(inventory: Inventory, refused: NoFit) -> list[str]:
     """All that is wrong with a refusal: Devices that would take the slice, counts and shortfalls that do not add up."""
     problems: list[str] = []
     request = refused.request
-    for device in inventory.devices:
+    for device in inventory.devices if request.devices == 1 else ():
         alone = Inventory(
             tuple(n for n in inventory.nodes if n.name == device.node),
             tuple(d for d in inventory.devices if d.node == device.node),
@@ -138,7 +150,7 @@ def _overfull_node(node: Node, held: list[Placement]) -> list[str]:
 
 
 def _requests_on(inventory: Inventory, device: Device) -> list[SliceRequest]:
-    return [p.request for p in inventory.placements if p.device == device.id]
+    return [p.request for p in inventory.placements if device.id in (p.device, *p.more_devices)]
 
 
 def _reason_holds(reason: str, request: SliceRequest, device: Device, inventory: Inventory) -> bool:
@@ -170,6 +182,24 @@ def _reason_holds(reason: str, request: SliceRequest, device: Device, inventory:
             return any(v not in (device.labels.get(k), node.labels.get(k)) for k, v in request.labels.items())
         case "mechanism":
             return request.mechanism not in device.mechanisms
+        case "devices":
+            able = [
+                d
+                for d in inventory.devices
+                if d.node == device.node
+                and not verify(
+                    Inventory(
+                        (node,),
+                        tuple(o for o in inventory.devices if o.node == device.node),
+                        (
+                            *(p for p in inventory.placements if p.node == device.node),
+                            Placement(replace(request, devices=1), d.id, d.node),
+                        ),
+                    ),
+                    (request.id,),
+                )
+            ]
+            return len(able) < request.devices
         case "too-large":
             empty = Inventory(
                 (replace(node, schedulable=True),),
