@@ -197,7 +197,7 @@ class Adaptive:
         if np.any(np.abs(dear - self._dear) > _NOTABLE * np.maximum(dear, self._dear) + 0.5):
             self._dear = dear.astype(np.float32)
             self._acute = self._dear.nonzero()[0]
-            engine.touch_all()
+            engine.reprice()
 
     # --- the policy ---
 
@@ -241,7 +241,7 @@ class Adaptive:
             spots = np.floor(number[:, group] / self._need[group])
             spots[:, group == len(self._need) - 1] = 1e6
             cost += (self._spots[at][:, acute] - np.minimum(hosts[rows], spots)) @ self._dear[acute]
-        stays = self.concentration * (level.sum(1, dtype=np.int64) + cpu / 1000)
+        stays = self.concentration * (engine.free[nodes] + cpu / 1000)
         cost = np.round(cost.astype(np.float64) + stays[rows], 4)
         if shape.devices != 1:
             return cost, np.zeros(len(nodes), np.int8)

@@ -31,6 +31,11 @@ Array = NDArray[Any]
 UNBOUNDED: Final = 1 << 50
 """Stands for a host quantity without bound, and for the memory of a device whose memory does not matter."""
 _MASK: Final = (1 << 62) - 1
+_LOW: Final = (1 << 44) - 1
+_AT_ONCE: Final = 128
+"""Nodes costed for one request."""
+_LOOK_AGAIN: Final = 48
+"""Nodes costed anew for one request after prices have changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,7 @@ class Spot:
 class Column:
     """The cost of one shape on every node."""
 
-    __slots__ = ("allowed", "cost", "device", "index", "open", "shape", "size", "stamp")
+    __slots__ = ("allowed", "cost", "device", "index", "open", "pending", "priced", "shape", "size", "stamp", "unknown")
 
     def __init__(self, index: int, shape: Shape, allowed: Array, size: Array) -> None:
         self.index = index
@@ -80,6 +85,10 @@ class Column:
         self.device = np.zeros(len(allowed), np.int8)
         self.open: Array = np.asarray(allowed.any(1)) if shape.devices else np.ones(len(allowed), bool)
         self.stamp = -1
+        self.unknown = np.zeros(len(allowed), bool)
+        """Nodes that changed and were not costed since; never taken while another node is."""
+        self.pending = False
+        self.priced = 0
 
 
 class Policy(Protocol):
@@ -122,6 +131,9 @@ class Engine:
                 self.clients[n, d] = bay.max_clients
         self.kinds = tuple(kinds)
         self.level = self.whole.copy()
+        self.free = self.level.sum(1, dtype=np.int64)
+        """Levels of a node in sum."""
+        self.prices = 0
         self.sig = np.array([_stable(canonical(r)) for r in racks], np.int64)
         self.device_sig = np.zeros((count, width), np.int64)
         self.bound = np.zeros((count, width), np.int16)
@@ -196,17 +208,48 @@ class Engine:
         return Spot(node, self.devices_for(column, node))
 
     def refresh(self, shape: Shape) -> Column:
-        """The shape's column, brought up to date with every change so far."""
+        """The shape's column, brought up to date: exact in what fits, and in the costs of all that may be best."""
         column = self.column(shape)
         nodes = self.changed(column.stamp)
-        if nodes is None:
-            return column
-        column.stamp = len(self._log)
-        column.cost[nodes] = np.inf
-        nodes, devices = self.fits(column, nodes)
+        if nodes is not None:
+            column.stamp = len(self._log)
+            column.cost[nodes] = np.inf
+            column.unknown[nodes] = True
+            column.pending = True
+        if column.pending:
+            nodes = column.unknown.nonzero()[0]
+            fit, devices = self.fits(column, nodes)
+            if len(fit) > _AT_ONCE and not self.policy.by_name:
+                # The fullest first: they are what policies prefer; the rest have their turn at the next requests.
+                order = ((self.free[fit] << 44) | (self.sig[fit] & _LOW)).argpartition(_AT_ONCE)[:_AT_ONCE]
+                column.unknown[nodes] = False
+                column.unknown[fit] = True
+                fit, devices = fit[order], devices[order]
+                column.unknown[fit] = False
+            else:
+                column.unknown[nodes] = False
+                column.pending = False
+            self._evaluate(column, fit, devices)
+        if column.priced < self.prices:
+            # Old prices order the nodes well enough to know which are worth a new look.
+            nodes = np.lexsort((self.sig, column.cost))[:_LOOK_AGAIN]
+            column.priced = self.prices
+            self._evaluate(column, *self.fits(column, nodes[np.isfinite(column.cost[nodes])]))
+        return column
+
+    def spot_on(self, shape: Shape, node: int) -> Spot | None:
+        """Where on this node the shape goes; None where it does not fit there."""
+        column = self.refresh(shape)
+        nodes, devices = self.fits(column, np.array([node]))
+        if not len(nodes):
+            return None
+        self._evaluate(column, nodes, devices)
+        column.unknown[node] = False
+        return Spot(node, self.devices_for(column, node))
+
+    def _evaluate(self, column: Column, nodes: Array, devices: Array) -> None:
         if len(nodes):
             column.cost[nodes], column.device[nodes] = self.policy.evaluate(self, column, nodes, devices)
-        return column
 
     def devices_for(self, column: Column, node: int) -> tuple[int, ...]:
         """The devices of a node that the shape would get: the policy's, or of several the fullest that fit."""
@@ -246,16 +289,16 @@ class Engine:
                 level = min(level, 100 * self.memory[node, d] // self.usable[node, d])
             elif self.memory[node, d] != self.usable[node, d]:
                 level = min(level, 100 * self.memory[node, d] // self.usable[node, d])
+            self.free[node] += int(level) - int(self.level[node, d])
             self.level[node, d] = level
             self.device_sig[node, d] = (int(self.device_sig[node, d]) + sign * mark) & _MASK
         # What lies on a node matters, and beside what: a pair on one device is not the pair on two.
         self.sig[node] = (int(self.sig[node]) + sign * mark) & _MASK
         self._log.append(node)
 
-    def touch_all(self) -> None:
-        """Forget every cost (the policy has changed)."""
-        for column in self.columns:
-            column.stamp = -1
+    def reprice(self) -> None:
+        """The policy's prices have changed: the best of each column are looked at again when next asked."""
+        self.prices += 1
 
 
 def accepts(bay: Bay, shape: Shape) -> bool:

@@ -132,7 +132,7 @@ class Fleet:
             return clean
         options = []
         for i in sorted(crowded):
-            if not np.isfinite(cost[i]):
+            if self.engine.spot_on(shape, i) is None:
                 continue
             _, fits = self.engine.fits(column, np.array([i]))
             able = [int(j) for j in fits[0].nonzero()[0]]

@@ -112,9 +112,9 @@ class Tenants:
                     break
                 steps += found
             else:
-                column = self.engine.refresh(shape)
-                if np.isfinite(column.cost[node]):
-                    return steps, Spot(node, self.engine.devices_for(column, node))
+                spot = self.engine.spot_on(shape, node)
+                if spot is not None:
+                    return steps, spot
             self.undo(steps)
         return None
 
