@@ -207,18 +207,25 @@ class ControlLoop:
         demand = self.state.demand
         if measure:
             demand.begin(monotonic)
-        for name, entry in self.state.models.items():
+        for entry in self.state.models.values():
             if not measure and not entry.woken and entry.recommendation is not None:
                 continue
             sample = self._sample(entry, monotonic) if measure else Sample(dt=0.0, arrivals=0, wake=entry.woken)
-            supply = Supply(
-                ready=self.state.count(name, Phase.READY),
-                starting=self.state.count(name, Phase.STARTING, Phase.CRASHED, Phase.UNREADY),
-                draining=self.state.count(name, Phase.DRAINING),
-            )
+            supply = self._supply(entry)
             policy = convert.scaling_policy(entry.model)
             entry.recommendation, entry.policy_state = recommend(policy, supply, sample, entry.policy_state, monotonic)
             entry.woken = False
+
+    def _supply(self, entry: ModelState) -> Supply:
+        name = entry.model.name
+        ready = self.state.count(name, Phase.READY)
+        starting = self.state.count(name, Phase.STARTING, Phase.CRASHED, Phase.UNREADY)
+        revisions = {r.revision for r in self.state.of_model(name) if r.live}
+        if revisions - {entry.model.revision} and entry.recommendation is not None:
+            # The one more that exists while a revision is rolled in is a replacement and not a wish for more.
+            ready = min(ready, entry.recommendation.replicas)
+            starting = min(starting, entry.recommendation.replicas - ready)
+        return Supply(ready=ready, starting=starting, draining=self.state.count(name, Phase.DRAINING))
 
     def _sample(self, entry: ModelState, monotonic: float) -> Sample:
         measured = self.state.demand.take(entry.model.name, monotonic)
@@ -261,7 +268,9 @@ class ControlLoop:
             next_ordinal=state.ordinals,
         )
         desired = {
-            n: planner.Desired(m.model, m.recommendation.replicas) for n, m in state.models.items() if m.recommendation
+            n: planner.Desired(m.model, m.recommendation.replicas, m.recommendation.signal)
+            for n, m in state.models.items()
+            if m.recommendation
         }
         outcome = planner.plan(observed, desired, planner.ledger_of(state.inventory, replicas), now)
         for name, attempts in outcome.attempts.items():

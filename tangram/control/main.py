@@ -169,9 +169,7 @@ async def _adopt(state: ControllerState, store: Store, backend: LocalBackend) ->
             continue
         cores = convert.cores(entry.model, replica, state.inventory)
         again = order(entry.model, replica.name, replica.port, device, cores)
-        records.append(
-            InstanceRecord(again, replica.pid, replica.start_ticks, replica.started_at, replica.ready_at)
-        )
+        records.append(InstanceRecord(again, replica.pid, replica.start_ticks, replica.started_at, replica.ready_at))
     found = await backend.adopt(records)
     backend.ports.reserve([r.port for r in recorded.values()])
     for name, status in found.items():

@@ -68,12 +68,19 @@ class Store:
     def __init__(self, path: Path) -> None:
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
+        except sqlite3.Error as error:
+            raise StoreError(f"{path}: {error}; make the state directory writable") from error
+        try:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute("PRAGMA busy_timeout=2000")
             self._migrate(path)
         except sqlite3.Error as error:
+            self._db.close()
             raise StoreError(f"{path}: {error}; move the file away to begin anew") from error
+        except StoreError:
+            self._db.close()
+            raise
 
     def _migrate(self, path: Path) -> None:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()

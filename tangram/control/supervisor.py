@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from gateway.listener import LISTEN_FD, is_listening, listening_socket, parse_address
 from tangram.control.paths import FILE_MARKER, ROLE_MARKER, STATE_MARKER, StatePaths, file_digest
 from tangram.node.processes import (
     Found,
@@ -71,6 +72,10 @@ class Part:
     start_at: float | None = None
     """When it is to be started (monotonic); None while it runs."""
     log_offset: int = 0
+    listen: tuple[str, int] | None = None
+    """Of a worker: where it listens."""
+    listener: socket.socket | None = None
+    """Held here too, so that connections wait while the worker is dead."""
     adopted: bool = False
 
     @property
@@ -123,7 +128,18 @@ class Supervisor:
                 continue
             log = self.paths.log(part.role)
             part.log_offset = log.stat().st_size if log.exists() else 0
-            pid = spawn(part.argv, child_environment(os.environ, {}, part.markers), log, self.paths.root)
+            markers = dict(part.markers)
+            fds: list[int] = []
+            if part.listen is not None:
+                try:
+                    listener = _listener(part, part.listen)
+                except OSError as error:
+                    say(f"{part.role} cannot listen on port {part.listen[1]}: {error.strerror}; trying again")
+                    part.start_at = time.monotonic() + RESTART_DELAYS_S[-1]
+                    continue
+                fds.append(listener.fileno())
+                markers[LISTEN_FD] = str(listener.fileno())
+            pid = spawn(part.argv, child_environment(os.environ, {}, markers), log, self.paths.root, pass_fds=fds)
             stat = read_stat(pid)
             part.pid, part.start_ticks = pid, stat.start_ticks if stat else 0
             part.fd = os.pidfd_open(pid)
@@ -206,6 +222,9 @@ class Supervisor:
     def stop(self) -> None:
         """Drain the gateway, stop the replicas, stop the controller; then end whatever is left."""
         self.signals.clear()
+        for part in self.parts:
+            if part.listener is not None and not part.running:
+                part.listener.close()
         workers = [p for p in self.parts if p.role != _CONTROLLER and p.running]
         controllers = [p for p in self.parts if p.role == _CONTROLLER and p.running]
         if workers:
@@ -244,6 +263,14 @@ class Supervisor:
                 part.fd = -1
 
 
+def _listener(part: Part, address: tuple[str, int]) -> socket.socket:
+    if part.listener is None or not is_listening(part.listener):
+        if part.listener is not None:
+            part.listener.close()
+        part.listener = listening_socket(*address)
+    return part.listener
+
+
 def say(text: str) -> None:
     """A line for the person at the terminal; nobody may be there any more."""
     with contextlib.suppress(OSError):
@@ -276,7 +303,7 @@ def parts_of(options: argparse.Namespace, paths: StatePaths) -> list[Part]:
         argv = [python, "-m", "gateway.worker", "--listen", options.listen, "--index", str(index)]
         argv += ["--workers", str(options.workers), "--controller", str(paths.wire)]
         argv += ["--cache", str(paths.table_cache(index)), "--limits", str(paths.limits), *json_logs]
-        parts.append(Part(role, argv, markers(role)))
+        parts.append(Part(role, argv, markers(role), listen=parse_address(options.listen)))
     return parts
 
 

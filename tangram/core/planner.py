@@ -29,7 +29,7 @@ from typing import Final
 
 from packer.inventory import Inventory, NoFit
 from packer.ledger import Ledger
-from packer.place import place
+from packer.place import place, room
 from tangram.core.convert import slice_request
 from tangram.core.replica import Phase, Replica
 from tangram.spec import Model
@@ -111,6 +111,13 @@ class Desired:
 
     model: Model
     count: int
+    because: str = ""
+    """What decided the count, for the actions' reasons."""
+
+    @property
+    def wanted(self) -> str:
+        """The count in words."""
+        return f"{self.count} wanted" + (f" ({self.because})" if self.because else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +203,7 @@ class _Draft:
         elif len(new) < want.count:
             self._grow(want, want.count - len(new), replicas)
         else:
-            why = f"{want.count} wanted, {len(new)} there"
+            why = f"{want.wanted}, {len(new)} there"
             for replica in _victims(new, len(new) - want.count):
                 self._let_go(replica, why)
 
@@ -252,7 +259,7 @@ class _Draft:
         draining.sort(key=lambda r: (-r.since, r.name))
         back = draining[:missing]
         for replica in back:
-            self._actions.append(Undrain(replica.name, replica.model, f"{want.count} wanted again"))
+            self._actions.append(Undrain(replica.name, replica.model, f"{want.wanted} again"))
         missing -= len(back)
         return len(back) + (self._start(want, missing) if missing > 0 else 0)
 
@@ -267,17 +274,19 @@ class _Draft:
             return 0
         avoid = frozenset(d for d, until in attempts.avoid.items() if until > self._now)
         first = self._observed.next_ordinal.get(model.name, 1)
-        names = [f"{model.name}-{first + i}" for i in range(missing)]
-        outcomes = place(self._ledger.inventory(), [slice_request(model, name, avoid) for name in names])
-        refused: list[NoFit] = []
+        inventory = self._ledger.inventory()
+        # One more than there is room for tells why the rest found no place.
+        asked = min(missing, room(inventory, slice_request(model, model.name)) + 1)
+        requests = [slice_request(model, f"{model.name}-{first + i}", avoid) for i in range(asked)]
+        refusal: NoFit | None = None
         started = 0
-        for name, outcome in zip(names, outcomes, strict=True):
+        for outcome in place(inventory, requests):
             if isinstance(outcome, NoFit):
-                refused.append(outcome)
+                refusal = outcome
                 continue
             self._ledger = self._ledger.reserve(outcome)
             replica = Replica(
-                name=name,
+                name=outcome.request.id,
                 model=model.name,
                 revision=model.revision,
                 placement=outcome,
@@ -285,10 +294,10 @@ class _Draft:
                 since=self._now,
                 progress_since=self._now,
             )
-            self._actions.append(Start(replica, f"{want.count} wanted"))
+            self._actions.append(Start(replica, want.wanted))
             started += 1
-        if refused:
-            self._refusals[model.name] = tuple(refused)
+        if refusal is not None:
+            self._refusals[model.name] = (refusal,) * (missing - started)
         return started
 
     def _roll(self, want: Desired, new: list[Replica], old: list[Replica], replicas: Sequence[Replica]) -> None:
@@ -297,7 +306,7 @@ class _Draft:
             self._let_go(replica, f"replaced by revision {revision}")
             old.remove(replica)
         for replica in _victims(new, len(new) - count):
-            self._let_go(replica, f"{count} wanted, {len(new)} there")
+            self._let_go(replica, f"{want.wanted}, {len(new)} there")
             new.remove(replica)
         ready_new = sum(r.phase is Phase.READY for r in new)
         surplus = ready_new + len(old) - count

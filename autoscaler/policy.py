@@ -1,0 +1,215 @@
+"""How many replicas a model should have, and why: one pure function, called every second and at once on a wake.
+
+`recommend` looks at the sample (window.py, state.py), lets each signal say its need (signals.py), and then applies, in
+this order, each a small function that may change the count and says so:
+
+    decide       the greatest need wins; fewer only if every signal is there and asks for fewer; tolerance
+    hold         nothing shrinks on missing data, nor before a full window was seen
+    idle         with min_replicas 0: the last replica stays until `idle_s` of known silence, then all go at once
+    stabilize    HPA v2's windows over what was wanted before (silence has a delay of its own and skips them)
+    limit        HPA v2's policies over what was changed before
+    wake         a request, and nothing there or to come: at least one replica now
+    bound        min and max
+    fixed        a count set by hand stands above all of this
+
+Counts include starting replicas, so what was asked for is not asked for again while it loads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autoscaler import behavior as hpa
+from autoscaler.signals import Say, Scene, look, read
+from autoscaler.state import State, observe, standing
+from autoscaler.types import Recommendation, Sample, ScalingPolicy, Supply
+from autoscaler.window import FULL_SHARE, STABLE_S
+
+__all__ = ["State", "recommend"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    count: int
+    signal: str
+    reasons: tuple[str, ...]
+
+    def turn(self, count: int, signal: str, reason: str) -> _Verdict:
+        return _Verdict(count, signal, (*self.reasons, reason))
+
+
+def recommend(
+    policy: ScalingPolicy, supply: Supply, sample: Sample, state: State, now: float
+) -> tuple[Recommendation, State]:
+    """The count wanted now and the state for the next call; `state` itself is not changed.
+
+    `now` is seconds on the clock of `State.initial`, never going back. `sample.dt` may be 0 or irregular. The count
+    lies within [min_replicas, max_replicas] unless `fixed_replicas` is set, which is recommended as it is.
+    """
+    current = standing(state, supply, now)
+    seen = observe(state, supply, sample, current, now)
+    scene = look(supply, sample, seen, current, now)
+    says = read(policy, scene)
+    decided = _decide(says, current, policy)
+    blind = _blindness(scene)
+    idle = _is_idle(policy, scene, blind)
+    verdict = _idle(_hold(decided, current, blind), policy, scene, idle)
+
+    highs, lows, judged_at = seen.highs, seen.lows, seen.judged_at
+    if judged_at is None:
+        # As HPA does after its own restart: what is running counts as wanted until the windows have passed.
+        highs = lows = ((now, current),)
+        judged_at = now
+    elif now - judged_at > STABLE_S and verdict.signal != "hold":
+        highs = hpa.remember_high(highs, now, current)
+    want = verdict.count
+    if not idle:
+        verdict = _stabilize(verdict, policy, current, highs, lows, now)
+    if verdict.signal != "hold" or now - state.started < STABLE_S:
+        highs, lows, judged_at = hpa.remember_high(highs, now, want), hpa.remember_low(lows, now, want), now
+    verdict = _limit(verdict, policy, current, seen.events, now)
+    verdict = _wake(verdict, scene)
+    verdict = _bound(verdict, policy)
+    events = hpa.remember_event(seen.events, now, 0 if policy.fixed_replicas is not None else verdict.count - current)
+    verdict = _fix(verdict, policy)
+
+    recommendation = Recommendation(
+        replicas=verdict.count,
+        previous=supply.ready + supply.starting,
+        signal=verdict.signal,
+        readings=tuple(say.reading for say in says),
+        reasons=verdict.reasons,
+    )
+    return recommendation, State(
+        started=seen.started,
+        wanted=verdict.count,
+        spans=seen.spans,
+        highs=highs,
+        lows=lows,
+        events=events,
+        judged_at=judged_at,
+        silent_from=seen.silent_from,
+        silent_until=seen.silent_until,
+        strained_from=seen.strained_from,
+        carried=scene.carried,
+        ready=seen.ready,
+    )
+
+
+def _decide(says: tuple[Say, ...], current: int, policy: ScalingPolicy) -> _Verdict:
+    missing = tuple(say.reading.note for say in says if say.is_missing)
+    present = [say for say in says if say.reading.replicas is not None]
+    # An empty queue asks for nothing, but alone it is no reason to remove what it would queue for.
+    if all(say.reading.name == "queue" for say in present):
+        present = [say for say in present if say.up > current]
+    if not present:
+        notes = tuple(say.reading.note for say in says if say.reading.replicas is None)
+        return _Verdict(current, "hold", (*notes, f"no signal has anything to go by: keeps {current}"))
+
+    counts = [hpa.propose(say.up, say.down, current, policy.behavior) for say in present]
+    count = max(counts)
+    # Among equals the one that asked for most itself has decided.
+    best = max(range(len(counts)), key=lambda i: (counts[i], present[i].reading.replicas or 0))
+    decisive = present[best].reading
+    verdict = _Verdict(count, decisive.name, (decisive.note, *missing))
+    if count < current and missing:
+        return verdict.turn(current, "hold", f"not all signals are there: keeps {current}")
+    if count == current and decisive.replicas != current:
+        rules = policy.behavior.up if (decisive.replicas or 0) > current else policy.behavior.down
+        return verdict.turn(
+            current, "tolerance", f"within the tolerance of {rules.tolerance * 100:g} percent: keeps {current}"
+        )
+    return verdict
+
+
+def _blindness(scene: Scene) -> str:
+    """Why the data do not suffice to shrink; empty when they do."""
+    if scene.sample.arrivals is None:
+        return "no gateway worker reported"
+    seen = scene.now - scene.state.started
+    if seen < STABLE_S:
+        return f"only {seen:.0f} s seen since the start"
+    if scene.stable.covered < FULL_SHARE * STABLE_S:
+        return f"only {scene.stable.covered:.0f} of {STABLE_S:g} s are covered by reports"
+    return ""
+
+
+def _hold(verdict: _Verdict, current: int, blind: str) -> _Verdict:
+    if blind and verdict.count < current:
+        return verdict.turn(current, "hold", f"{blind}: keeps {current}")
+    return verdict
+
+
+def _is_idle(policy: ScalingPolicy, scene: Scene, blind: str) -> bool:
+    return (
+        policy.min_replicas == 0
+        and scene.current > 0
+        and not blind
+        # A slow loader is let finish: it was started for somebody who may come back.
+        and scene.supply.starting == 0
+        and scene.state.silent_until == scene.now
+        and scene.now - scene.state.silent_from >= policy.idle_s
+    )
+
+
+def _idle(verdict: _Verdict, policy: ScalingPolicy, scene: Scene, idle: bool) -> _Verdict:
+    if policy.min_replicas > 0 or scene.current == 0:
+        return verdict
+    silent = scene.now - scene.state.silent_from
+    if idle:
+        return _Verdict(0, "idle", (f"no request for {silent:.0f} s, {policy.idle_s:g} s allowed: to zero",))
+    if verdict.count > 0:
+        return verdict
+    if scene.supply.starting:
+        return verdict.turn(1, "idle", "a replica that is still starting is let finish before zero: keeps 1")
+    return verdict.turn(1, "idle", f"no request for {silent:.0f} s, to zero after {policy.idle_s:g} s: keeps 1")
+
+
+def _stabilize(
+    verdict: _Verdict, policy: ScalingPolicy, current: int, highs: hpa.History, lows: hpa.History, now: float
+) -> _Verdict:
+    count = hpa.stabilize(policy.behavior, current, verdict.count, highs, lows, now)
+    if count == verdict.count:
+        return verdict
+    if count > verdict.count:
+        window = policy.behavior.down.stabilization_s
+        return verdict.turn(count, "stabilization", f"wanted within the last {window:g} s: keeps {count}")
+    window = policy.behavior.up.stabilization_s
+    return verdict.turn(count, "stabilization", f"not more than wanted all of the last {window:g} s: {count}")
+
+
+def _limit(verdict: _Verdict, policy: ScalingPolicy, current: int, events: hpa.History, now: float) -> _Verdict:
+    if verdict.count > current:
+        count = min(verdict.count, hpa.up_limit(policy.behavior.up, current, events, now))
+        words = "scaleUp"
+    elif verdict.count < current:
+        count = max(verdict.count, hpa.down_limit(policy.behavior.down, current, events, now))
+        words = "scaleDown"
+    else:
+        return verdict
+    if count == verdict.count:
+        return verdict
+    return verdict.turn(count, "behavior", f"behavior.{words} allows {count} now")
+
+
+def _wake(verdict: _Verdict, scene: Scene) -> _Verdict:
+    sample = scene.sample
+    if verdict.count > 1 or scene.current > 0 or not (sample.wake or sample.arrivals or sample.queued_now):
+        return verdict
+    return verdict.turn(1, "wake", "a request is there and no replica: at least 1 at once")
+
+
+def _bound(verdict: _Verdict, policy: ScalingPolicy) -> _Verdict:
+    if verdict.count > policy.max_replicas:
+        return verdict.turn(policy.max_replicas, "max", f"at most {policy.max_replicas}")
+    if verdict.count < policy.min_replicas:
+        return verdict.turn(policy.min_replicas, "min", f"at least {policy.min_replicas}")
+    return verdict
+
+
+def _fix(verdict: _Verdict, policy: ScalingPolicy) -> _Verdict:
+    if policy.fixed_replicas is None:
+        return verdict
+    return verdict.turn(
+        policy.fixed_replicas, "fixed", f"set by hand to {policy.fixed_replicas}; automatic would be {verdict.count}"
+    )

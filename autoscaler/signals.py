@@ -1,0 +1,234 @@
+"""What each signal says, as a need in (fractional) replicas between a lower and an upper bound.
+
+`up` is the need that is certain enough to add replicas for, `down` the need that must stay served when some are
+removed. For most signals both are load / target. They differ where the data are partial:
+
+- usage of a replica that could not be measured counts 0 upwards and 100 percent downwards, as in HPA;
+- replicas above their target, while others are still to come, say only "not fewer": a saturated replica cannot show
+  how much more there is to do;
+- requests that queue while replicas start hold the count and never raise it: they are what the start is for. Only what
+  all wanted replicas, ready for a full window, will not work off in time is a need, and it at most doubles the count;
+- what a replica served while backlogged is remembered for a while and keeps the count from falling back into that;
+- a missing signal has the bounds 0 and infinity: others may add replicas, nobody removes one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from autoscaler import window
+from autoscaler.behavior import round_up
+from autoscaler.state import State
+from autoscaler.types import MetricTarget, Sample, ScalingPolicy, SignalReading, Supply
+
+CONCURRENCY_SHARE = 0.7
+"""Of the concurrency limit, where concurrency decides and no target is given."""
+UNBOUNDED_LIMIT = 100
+"""Stands in for a limit that is not set (Knative's default target)."""
+ABSORB_S = 120.0
+"""A backlog that will be gone within this time asks for nothing."""
+DRAIN_S = 30.0
+"""One that will not is planned to be gone within this."""
+_LONG_WAIT_S = 1.0
+_CARRIED_S = 600.0
+"""How long a backlog is remembered; then a fall is tried again."""
+_RESOURCE_WORDS = {"cpu": "CPU", "memory": "memory", "deviceMemory": "device memory"}
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """One signal's reading and its bounds on the replicas needed."""
+
+    reading: SignalReading
+    up: float
+    down: float
+
+    @property
+    def is_missing(self) -> bool:
+        """Nothing was measured where something should have been."""
+        return self.reading.replicas is None and math.isinf(self.down)
+
+
+class Scene(NamedTuple):
+    """What every signal looks at."""
+
+    supply: Supply
+    sample: Sample
+    state: State
+    current: int
+    now: float
+    stable: window.Totals
+    short: window.Totals
+    rate: window.Estimate
+    """Arrivals per second."""
+    queued: float | None
+    """Mean over the short window; None when unknown."""
+    backlog: bool
+    """Requests wait for longer than a passing burst makes them."""
+    unabsorbed: bool
+    """A backlog stood for a full window, all wanted replicas ready, and will for longer than ABSORB_S."""
+    carried: tuple[float, float] | None
+    """`State.carried` after this sample."""
+
+
+def look(supply: Supply, sample: Sample, state: State, current: int, now: float) -> Scene:
+    """Sum up both windows of the state, into which the sample was put before."""
+    stable = window.totals(state.spans, now, window.STABLE_S)
+    short = window.totals(state.spans, now, window.SHORT_S)
+    queued = short.queued / short.loaded if short.loaded else sample.queued
+    older = stable.loaded - short.loaded
+    before = (stable.queued - short.queued) / older if older > 0 else 0.0
+    backlog = unabsorbed = False
+    if queued is not None:
+        served = stable.completions / stable.worked if stable.worked else None
+        # Only what stood in the older part of the window too is a backlog; less is a burst that passes.
+        backlog = min(queued, before) > (float(current) if served is None else max(1.0, served * _LONG_WAIT_S))
+        since = state.strained_from
+        falling = (before - queued) / (window.STABLE_S / 2)
+        strained = since is not None and now - since >= window.STABLE_S
+        unabsorbed = backlog and strained and falling * ABSORB_S < queued
+    return Scene(
+        supply,
+        sample,
+        state,
+        current,
+        now,
+        stable,
+        short,
+        window.rate(stable, short),
+        queued,
+        backlog,
+        unabsorbed,
+        _carried(state.carried, supply, stable, unabsorbed, now),
+    )
+
+
+def _carried(
+    known: tuple[float, float] | None, supply: Supply, stable: window.Totals, unabsorbed: bool, now: float
+) -> tuple[float, float] | None:
+    """Learned from a backlog, raised by what is served since, then forgotten."""
+    if known is not None and now - known[1] > _CARRIED_S:
+        known = None
+    if not supply.ready or not stable.completions:
+        return known
+    served = stable.completions / max(stable.worked, window.SHORT_S) / supply.ready
+    return (served, now) if unabsorbed else known and (max(known[0], served), known[1])
+
+
+def read(policy: ScalingPolicy, scene: Scene) -> tuple[Say, ...]:
+    """Every signal that the policy names, and the queue."""
+    says = [] if policy.target_qps is None else [_qps(policy.target_qps, scene)]
+    says += [
+        _concurrency(metric.target, scene) if metric.name == "concurrency" else _resource(metric, scene)
+        for metric in targets(policy)
+    ]
+    says.append(_queue(scene))
+    return tuple(says)
+
+
+def targets(policy: ScalingPolicy) -> tuple[MetricTarget, ...]:
+    """The metrics that decide: those given, and concurrency where no load signal is given or the target is a guess."""
+    if any(m.name == "concurrency" for m in policy.metrics):
+        return policy.metrics
+    if policy.mode == "learn" or (policy.target_qps is None and not policy.metrics):
+        limit = policy.concurrency_limit or UNBOUNDED_LIMIT
+        return (*policy.metrics, MetricTarget("concurrency", CONCURRENCY_SHARE * limit))
+    return policy.metrics
+
+
+def _say(name: str, value: float, target: float, up: float, down: float, current: int, note: str) -> Say:
+    low = round_up(up)
+    replicas = max(low, current if math.isinf(down) else min(current, max(low, round_up(down))))
+    return Say(SignalReading(name, value, target, replicas, f"{note} want {replicas}"), up, down)
+
+
+def _missing(name: str, target: float, note: str) -> Say:
+    return Say(SignalReading(name, None, target, None, note), 0.0, math.inf)
+
+
+def _over(estimate: window.Estimate) -> str:
+    before = "" if estimate.before is None else f" (risen from {estimate.before:.1f})"
+    return f"over {estimate.window:g} s{before}"
+
+
+def _qps(target: float, scene: Scene) -> Say:
+    if scene.sample.arrivals is None:
+        return _missing("qps", target, "request rate is missing: no gateway worker reported")
+    estimate = scene.rate
+    need = estimate.value / target
+    note = f"{estimate.value:.1f} requests/s {_over(estimate)} at {target:g} per replica"
+    return _say("qps", estimate.value, target, need, need, scene.current, note)
+
+
+def _concurrency(target: float, scene: Scene) -> Say:
+    if scene.sample.arrivals is None or scene.sample.in_flight is None or scene.sample.queued is None:
+        return _missing("concurrency", target, "concurrency is missing: no gateway worker reported it")
+    stable, short = scene.stable, scene.short
+    flying = window.level(stable.in_flight, stable.loaded, short.in_flight, short.loaded)
+    both = window.level(stable.in_flight + stable.queued, stable.loaded, short.in_flight + short.queued, short.loaded)
+    up = flying.value / target
+    down = max(up, both.value / target)
+    words = ""
+    if down > up and scene.unabsorbed:
+        up = max(up, min(down, 2.0 * scene.current))
+    elif down > up:
+        words = ", the queue being served by replicas there or to come,"
+    note = f"{both.value:.1f} requests in flight and queued {_over(both)} at {target:g} per replica{words}"
+    return _say("concurrency", both.value, target, up, down, scene.current, note)
+
+
+def _resource(metric: MetricTarget, scene: Scene) -> Say:
+    name, target, words = metric.name, metric.target, _RESOURCE_WORDS[metric.name]
+    latest = {
+        "cpu": scene.sample.cpu,
+        "memory": scene.sample.memory,
+        "deviceMemory": scene.sample.device_memory,
+    }[name]  # fmt: skip
+    if scene.supply.ready == 0:
+        return Say(SignalReading(name, None, target, None, f"{words}: no replica is ready yet"), 0.0, 0.0)
+    usage = window.usage(scene.state.spans, scene.now, name) if latest else None
+    if usage is None:
+        return _missing(name, target, f"{words} is missing: of {scene.supply.ready} ready replicas none was measured")
+    up = usage.total / target
+    down = (usage.total + usage.missing * max(100.0, target)) / target
+    if usage.mean > target:
+        down = math.inf
+    seen = f"{usage.measured} of {usage.measured + usage.missing}" if usage.missing else f"{usage.measured}"
+    note = f"{words} at {usage.mean:.0f} percent (mean of {seen} ready) at a target of {target:g} percent"
+    return _say(name, usage.mean, target, up, down, scene.current, note)
+
+
+def _queue(scene: Scene) -> Say:
+    queued = scene.queued
+    if scene.sample.arrivals is None or queued is None:
+        return Say(SignalReading("queue", None, 0.0, None, "queue length is missing"), 0.0, 0.0)
+    stable, current = scene.stable, scene.current
+    if not scene.backlog:
+        return _no_backlog(queued, scene)
+    note = f"{queued:.1f} requests queued"
+    if not scene.unabsorbed:
+        note += f": the replicas there or to come will serve them, keep {current}"
+        return Say(SignalReading("queue", queued, 0.0, current, note), 0.0, math.inf)
+    if stable.completions:
+        served = stable.completions / stable.worked
+        carried = served / scene.supply.ready
+        arriving = stable.arrivals / stable.covered
+        need = min((arriving + queued / DRAIN_S) / carried, 2.0 * current)
+        note += f" and not falling, {served:.1f} of {arriving:.1f} requests/s served by {scene.supply.ready} ready,"
+    else:
+        need = current + 1.0
+        note += " and not falling,"
+    return _say("queue", queued, 0.0, need, math.inf, current, note)
+
+
+def _no_backlog(queued: float, scene: Scene) -> Say:
+    note = f"{queued:.1f} requests queued: no backlog"
+    known = scene.carried
+    if known is None:
+        return Say(SignalReading("queue", queued, 0.0, 0, note), 0.0, 0.0)
+    need = scene.rate.value / known[0]
+    ago = scene.now - known[1]
+    note += f", but {known[0]:.1f} requests/s a replica were too many {ago:.0f} s ago,"
+    return _say("queue", queued, 0.0, 0.0, need, scene.current, note)
