@@ -75,6 +75,8 @@ class Replica:
     retry_at: float | None = None
     """When a crashed replica is to be started again."""
     was_ready: bool = False
+    replaces: str = ""
+    """The replica whose slice this one takes over in a move; it drains when this one is ready."""
     message: str = ""
 
     @property
