@@ -316,7 +316,7 @@ class MigFleet:
                     device = min(able, key=self._stamps.__getitem__)
                     options.append((size, len(inside), start, tuple(sorted(layout)), device, inside))
         options.sort(key=lambda o: o[:4])
-        for _, _, _, _, device, inside in options[: _WINDOWS[depth]]:
+        for _, _, start, _, device, inside in options[: _WINDOWS[depth]]:
             moves: list[InstanceMove] = []
             for instance in sorted(inside, key=lambda i: (-self.geometry.profile(i.profile).size, i.start)):
                 found = self._aside(device, instance, start, wanted.size) if most > len(moves) else None
