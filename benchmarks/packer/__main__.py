@@ -32,7 +32,7 @@ def main() -> int:
             print(line, flush=True)
 
     result = module.run(options, say)
-    print(json.dumps({"benchmark": options.benchmark, **result}))
+    print(json.dumps({"benchmark": options.benchmark, **result}, default=lambda v: v.item()))
     return 0 if all(b["met"] for b in result["bars"].values()) else 1
 
 
