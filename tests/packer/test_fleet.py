@@ -6,6 +6,7 @@ from dataclasses import replace
 from random import Random
 
 from packer.adaptive import Adaptive
+from packer.defrag import defragment
 from packer.engine import Bay, Engine, Rack
 from packer.fleet import Fleet
 from packer.inventory import Device, Inventory, Node, NoFit, Placement, SliceRequest
@@ -164,3 +165,24 @@ def test_a_device_bound_to_a_mechanism_takes_no_other() -> None:
     wanted = SliceRequest("b", "b", 1_000, mechanism="timeslice")
     assert Fleet.of(fleet).place(wanted) is None
     assert Fleet.of(fleet).place(replace(wanted, mechanism="mps")) is not None
+
+
+def test_defragmentation_frees_a_device_for_what_is_expected_and_then_rests() -> None:
+    fleet = inventory(4, 1)
+    held = tuple(
+        Placement(SliceRequest(f"h{i}", f"g{i}", 15_000, compute=40, mechanism="mps"), f"n{i}/gpu-0", f"n{i}")
+        for i in range(4)
+    )
+    spread_thin = replace(fleet, placements=held)
+    mix = Mix.of({Shape(compute=100, memory_mib=39_000, mechanism="mps"): 1.0})
+    moves = defragment(spread_thin, mix, most=4)
+    assert 1 <= len(moves) <= 2
+    where = {p.request.id: p for p in held}
+    for move in moves:
+        assert where[move.instance] == move.source
+        where[move.instance] = move.target
+    after = replace(fleet, placements=tuple(where.values()))
+    assert verify(after) == []
+    assert len({p.device for p in after.placements}) == 4 - len(moves)
+    assert defragment(after, mix, most=4) == []
+    assert defragment(spread_thin, mix, fixed=where.keys()) == []
