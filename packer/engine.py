@@ -32,9 +32,9 @@ UNBOUNDED: Final = 1 << 50
 """Stands for a host quantity without bound, and for the memory of a device whose memory does not matter."""
 _MASK: Final = (1 << 62) - 1
 _LOW: Final = (1 << 44) - 1
-_AT_ONCE: Final = 400
+_AT_ONCE: Final = 64
 """Nodes costed for one request."""
-_LOOK_AGAIN: Final = 48
+_LOOK_AGAIN: Final = 24
 """Nodes costed anew for one request after prices have changed."""
 
 

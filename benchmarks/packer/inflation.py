@@ -58,8 +58,8 @@ def replay(trace: Trace, policy: Policy, seed: int) -> tuple[float, float]:
         else:
             engine.take(shape, spot, key)
             placed += load_of(shape)
-            if isinstance(policy, Clustering):
-                policy.placed(spot.node, (shape.devices, shape.compute))
+            if isinstance(policy, Clustering) and shape.devices:
+                policy.placed(spot.node, (shape.devices, int(shape.compute == 100)))
         arrived += load_of(shape)
     return placed / capacity, arrived / capacity if first is None else first
 
