@@ -32,9 +32,9 @@ UNBOUNDED: Final = 1 << 50
 """Stands for a host quantity without bound, and for the memory of a device whose memory does not matter."""
 _MASK: Final = (1 << 62) - 1
 _LOW: Final = (1 << 44) - 1
-_AT_ONCE: Final = 128
+_AT_ONCE: Final = 64
 """Nodes costed for one request."""
-_LOOK_AGAIN: Final = 48
+_LOOK_AGAIN: Final = 24
 """Nodes costed anew for one request after prices have changed."""
 
 
@@ -72,7 +72,21 @@ class Spot:
 class Column:
     """The cost of one shape on every node."""
 
-    __slots__ = ("allowed", "cost", "device", "index", "open", "pending", "priced", "shape", "size", "stamp", "unknown")
+    __slots__ = (
+        "allowed",
+        "cost",
+        "dated",
+        "device",
+        "index",
+        "old",
+        "open",
+        "pending",
+        "priced",
+        "shape",
+        "size",
+        "stamp",
+        "unknown",
+    )
 
     def __init__(self, index: int, shape: Shape, allowed: Array, size: Array) -> None:
         self.index = index
@@ -89,6 +103,9 @@ class Column:
         """Nodes that changed and were not costed since; never taken while another node is."""
         self.pending = False
         self.priced = 0
+        self.old = np.zeros(len(allowed), bool)
+        """Nodes costed at prices that have changed since."""
+        self.dated = False
 
 
 class Policy(Protocol):
@@ -210,6 +227,7 @@ class Engine:
     def refresh(self, shape: Shape) -> Column:
         """The shape's column, brought up to date: exact in what fits, and in the costs of all that may be best."""
         column = self.column(shape)
+        first = column.stamp < 0
         nodes = self.changed(column.stamp)
         if nodes is not None:
             column.stamp = len(self._log)
@@ -219,7 +237,7 @@ class Engine:
         if column.pending:
             nodes = column.unknown.nonzero()[0]
             fit, devices = self.fits(column, nodes)
-            if len(fit) > _AT_ONCE and not self.policy.by_name:
+            if len(fit) > _AT_ONCE and not first and not self.policy.by_name:
                 # The fullest first: they are what policies prefer; the rest have their turn at the next requests.
                 order = ((self.free[fit] << 44) | (self.sig[fit] & _LOW)).argpartition(_AT_ONCE)[:_AT_ONCE]
                 column.unknown[nodes] = False
@@ -231,10 +249,18 @@ class Engine:
                 column.pending = False
             self._evaluate(column, fit, devices)
         if column.priced < self.prices:
-            # Old prices order the nodes well enough to know which are worth a new look.
-            nodes = np.lexsort((self.sig, column.cost))[:_LOOK_AGAIN]
             column.priced = self.prices
-            self._evaluate(column, *self.fits(column, nodes[np.isfinite(column.cost[nodes])]))
+            column.old[:] = True
+            column.dated = True
+        while column.dated:
+            # Costs at old prices say which nodes to look at again: the least, until the least is up to date.
+            best = int(column.cost.argmin())
+            if not column.old[best] or column.cost[best] == np.inf:
+                break
+            cost = np.where(column.old, column.cost, np.inf)
+            nodes = np.lexsort((self.sig, cost))[:_LOOK_AGAIN]
+            nodes = nodes[np.isfinite(cost[nodes])]
+            self._evaluate(column, *self.fits(column, nodes))
         return column
 
     def spot_on(self, shape: Shape, node: int) -> Spot | None:
@@ -249,6 +275,7 @@ class Engine:
 
     def _evaluate(self, column: Column, nodes: Array, devices: Array) -> None:
         if len(nodes):
+            column.old[nodes] = False
             column.cost[nodes], column.device[nodes] = self.policy.evaluate(self, column, nodes, devices)
 
     def devices_for(self, column: Column, node: int) -> tuple[int, ...]:

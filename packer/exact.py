@@ -1,11 +1,13 @@
 """Exact moves on small fleets: the least number of ordered make-before-break moves that lets a request in.
 
-Two programmes for CP-SAT (the extra `solver`):
+Three steps, the first and the last programmes for CP-SAT (the extra `solver`):
 
 1. *Static*: put everyone, the request included, anywhere; displace the fewest. Its optimum is a lower bound on moves,
    and no solution means that no sequence of moves can help. An order is then sought in which each move fits while the
    source is still held; mostly there is one, and then the plan is optimal.
-2. *Stepwise*: exactly L moves in L steps, each fitting on top of what the step before left, the request last; for L
+2. *Reach*: where no such order exists, all that moves can reach is looked at, breadth first. On tight machines that is
+   little, and either the shortest plan is found or it is proven that there is none.
+3. *Stepwise*: exactly L moves in L steps, each fitting on top of what the step before left, the request last; for L
    from the lower bound up. This finds plans in which somebody steps aside for a while and moves twice.
 
 Without the solver a depth-first search over moves, deepened by one move at a time and bounded in the states it visits,
@@ -26,6 +28,8 @@ from packer.occupancy import Occupancy
 
 _STATES: Final = 20_000
 """States that the search without a solver visits for one length of plan."""
+_REACHED: Final = 4_000
+"""States looked at one after another before the stepwise programme is asked."""
 _EFFORT: Final = 2.0
 """Deterministic time of CP-SAT for one programme (about seconds)."""
 
@@ -185,11 +189,65 @@ def _solve(problem: _Problem, most: int) -> list[tuple[int, int]] | None:
             best = None
     else:
         best = None
-    for length in range(least, (len(best) - 2 if best else most) + 1):
-        found = _stepwise(cp, problem, length)
-        if found is not None:
-            return found
+    longest = len(best) - 2 if best else most
+    found, exhausted = _reach(problem, longest, _REACHED)
+    if found is not None or exhausted:
+        return found or best
+    effort = _EFFORT / 2
+    for length in range(least, longest + 1):
+        found, effort = _stepwise(cp, problem, length, effort)
+        if found is not None or effort <= 0:
+            return found or best
     return best
+
+
+def _reach(problem: _Problem, most: int, limit: int) -> tuple[list[tuple[int, int]] | None, bool]:
+    """Breadth first over all that moves can reach: (the shortest plan, whether everything was seen).
+
+    Placements that differ only in which of two like slices or like devices are meant are one state.
+    """
+    new = len(problem.items) - 1
+    sizes = [(r.memory_mib, r.compute, r.cpu_milli, r.host_memory_mib) for r in problem.items]
+    kinds = [(problem.room[b], problem.node_of[b]) for b in range(len(problem.bins))]
+
+    def key(where: tuple[int, ...]) -> tuple[Any, ...]:
+        here: list[list[Any]] = [[] for _ in kinds]
+        for i, b in enumerate(where):
+            here[b].append((sizes[i], problem.allowed[i]))
+        return tuple(sorted((kinds[b], tuple(sorted(h))) for b, h in enumerate(here)))
+
+    start = tuple(problem.start)
+    seen = {key(start)}
+    layer: list[tuple[tuple[int, ...], list[tuple[int, int]]]] = [(start, [])]
+    for depth in range(most + 1):
+        following = []
+        for where, path in layer:
+            load = _Load(problem, where)
+            for b in problem.allowed[new]:
+                if load.fits(new, b):
+                    return [*path, (new, b)], True
+            if depth == most:
+                continue
+            for i, source in enumerate(where):
+                for b in problem.allowed[i]:
+                    if b == source or not load.fits(i, b):
+                        continue
+                    moved = (*where[:i], b, *where[i + 1 :])
+                    state = key(moved)
+                    if state in seen:
+                        continue
+                    if len(seen) >= limit:
+                        return None, False
+                    seen.add(state)
+                    following.append((moved, [*path, (i, b)]))
+        layer = following
+    return None, True
+
+
+def unreachable(inventory: Inventory, request: SliceRequest, most: int = 8, states: int = 300_000) -> bool:
+    """Whether it is proven, by looking at everything reachable, that no plan of at most `most` moves exists."""
+    found, exhausted = _reach(_problem(inventory, request, ()), most, states)
+    return found is None and exhausted
 
 
 def _ordered(problem: _Problem, moved: Sequence[int], ends: Sequence[int]) -> list[tuple[int, int]] | None:
@@ -218,7 +276,8 @@ def _ordered(problem: _Problem, moved: Sequence[int], ends: Sequence[int]) -> li
     return go(frozenset(moved))
 
 
-def _stepwise(cp: Any, problem: _Problem, length: int) -> list[tuple[int, int]] | None:
+def _stepwise(cp: Any, problem: _Problem, length: int, effort: float) -> tuple[list[tuple[int, int]] | None, float]:
+    """(the plan of this length, effort that is left)."""
     model = cp.CpModel()
     count, new = len(problem.items) - 1, len(problem.items) - 1
     bins = [sorted({*problem.allowed[i], problem.start[i]}) for i in range(count)]
@@ -253,21 +312,23 @@ def _stepwise(cp: Any, problem: _Problem, length: int) -> list[tuple[int, int]] 
     _capacities(model, problem, lambda i, b: entry.get(b) if i == new else final.get((i, b)))
     solver = cp.CpSolver()
     solver.parameters.num_workers = 1
-    solver.parameters.max_deterministic_time = _EFFORT
-    if solver.solve(model) not in (cp.OPTIMAL, cp.FEASIBLE):
-        return None
+    solver.parameters.max_deterministic_time = effort
+    status = solver.solve(model)
+    effort -= float(solver.response_proto.deterministic_time)
+    if status not in (cp.OPTIMAL, cp.FEASIBLE):
+        return None, effort
     moves = [next(k for k, v in jump.items() if solver.value(v)) for jump in jumps]
-    return [*moves, (new, next(b for b, v in entry.items() if solver.value(v)))]
+    return [*moves, (new, next(b for b, v in entry.items() if solver.value(v)))], effort
 
 
 class _Load:
     """What movers take of each bin and host."""
 
-    def __init__(self, problem: _Problem) -> None:
+    def __init__(self, problem: _Problem, where: Sequence[int] | None = None) -> None:
         self._problem = problem
         self._free = [list(r) for r in problem.room]
         self._hosts = [list(h) for h in problem.hosts]
-        for i, b in enumerate(problem.start):
+        for i, b in enumerate(problem.start if where is None else where):
             self.add(i, b, 1)
 
     def add(self, item: int, bin_: int, sign: int) -> None:

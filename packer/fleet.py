@@ -99,6 +99,45 @@ class Fleet:
         self._put(placement)
         return MovePlan(tuple(moves), placement)
 
+    # --- defragmentation ---
+
+    def best_move(self, weighed: int) -> tuple[float, tuple[int, Spot]] | None:
+        """(gain, (mover, target)) of the move that gains most; None where nobody may move.
+
+        Movers on the emptiest nodes are weighed, at most so many: those whose leaving frees most.
+        """
+        engine = self.engine
+        movers = [t for t in self.tenants.held.values() if t.movable]
+        movers.sort(key=lambda t: (-int(engine.free[t.spot.node]), int(engine.sig[t.spot.node]), t.key))
+        best: tuple[float, tuple[int, Spot]] | None = None
+        for tenant in movers[:weighed]:
+            request = self._placements[tenant.key].request
+            source = tenant.spot.node
+            held = self._group_on_node.get(request.group, Counter())
+            shut = {i for i, n in held.items() if n > 0} | {source} if self._spread else {source}
+            shut |= {self._index[d][0] for d in request.avoid if d in self._index}
+            self.tenants.leave(tenant.key)
+            target = engine.best(tenant.shape, shut)
+            if target is not None:
+                column = engine.refresh(tenant.shape)
+                engine.spot_on(tenant.shape, source)
+                gain = float(column.cost[source] - column.cost[target.node])
+                if best is None or gain > best[0]:
+                    best = gain, (tenant.key, target)
+            self.tenants.put(tenant)
+        return best
+
+    def carry_out(self, move: tuple[int, Spot]) -> Move:
+        """Make before break."""
+        key, target = move
+        source = self._placements[key]
+        self.tenants.move(key, target)
+        moved = self._at(source.request, target, "moved: what it leaves is worth more to what is expected")
+        self._count(source, -1)
+        self._count(moved, 1)
+        self._placements[key] = moved
+        return Move(source, moved)
+
     # --- names ---
 
     def _put(self, placement: Placement) -> None:

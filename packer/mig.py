@@ -126,7 +126,9 @@ class InstanceMove:
 
 
 Layout = frozenset[Instance]
-_WINDOWS: Final = (3, 6, 24)
+_STRANDED: Final = 10.0
+"""Worth lost with each slot that is stranded; a slot in use is worth about one."""
+_WINDOWS: Final = (4, 10, 48)
 """Windows tried in earnest for one profile, the deepest level of nested moves first."""
 
 
@@ -223,6 +225,19 @@ def repackable(model: str, devices: int, counts: Mapping[str, int]) -> bool:
     return free_pairs >= 0 and one <= 2 * free_pairs + tails - doubles_in_tail
 
 
+def stranded(model: str, layout: Layout) -> int:
+    """Free slots that no profile can reach any more, such as slot 7 beside a single at 6."""
+    geometry = GEOMETRIES[model]
+    used = sum(geometry.profile(i.profile).size for i in layout)
+    reached = {
+        slot
+        for p in geometry.profiles
+        for start in _openings(model, layout, p.name)
+        for slot in range(start, start + p.size)
+    }
+    return geometry.slots - used - len(reached)
+
+
 class MigFleet:
     """Layouts of many devices of one model, and the best place for the next instance."""
 
@@ -247,9 +262,10 @@ class MigFleet:
         """Expected use of what is left, in slots."""
         known = self._worth.get(layout)
         if known is None:
-            known = self._worth[layout] = sum(
+            useful = sum(
                 w * self.geometry.profile(p).size * capacity(self.model, layout, p) for p, w in self._mix.items()
             )
+            known = self._worth[layout] = useful - _STRANDED * stranded(self.model, layout)
         return known
 
     def _choice(self, layout: Layout, profile: str) -> tuple[float, int] | None:
@@ -316,7 +332,7 @@ class MigFleet:
                     device = min(able, key=self._stamps.__getitem__)
                     options.append((size, len(inside), start, tuple(sorted(layout)), device, inside))
         options.sort(key=lambda o: o[:4])
-        for _, _, _, _, device, inside in options[: _WINDOWS[depth]]:
+        for _, _, start, _, device, inside in options[: _WINDOWS[depth]]:
             moves: list[InstanceMove] = []
             for instance in sorted(inside, key=lambda i: (-self.geometry.profile(i.profile).size, i.start)):
                 found = self._aside(device, instance, start, wanted.size) if most > len(moves) else None

@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
+
+# One core: threads of the linear algebra library cost more than they bring at these sizes.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def main() -> int:
@@ -28,7 +32,7 @@ def main() -> int:
             print(line, flush=True)
 
     result = module.run(options, say)
-    print(json.dumps({"benchmark": options.benchmark, **result}))
+    print(json.dumps({"benchmark": options.benchmark, **result}, default=lambda v: v.item()))
     return 0 if all(b["met"] for b in result["bars"].values()) else 1
 
 

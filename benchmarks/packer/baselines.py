@@ -97,7 +97,7 @@ class Clustering(_ByName):
         shape = column.shape
         if shape.devices == 0:
             return np.zeros(len(nodes)), np.zeros(len(nodes), np.int8)
-        kind = (shape.devices, shape.compute)
+        kind = (shape.devices, int(shape.compute == 100))
         base = np.empty(len(nodes))
         for i, n in enumerate(nodes):
             held = self._held.get(int(n), {})
