@@ -28,13 +28,13 @@ from typing import Final
 from aiohttp import web
 
 from autoscaler.policy import State as PolicyState
-from gateway.wire import Report
+from gateway.wire import Report, parse_down
 from packer.inventory import Device
 from tangram.control.api import make_app
 from tangram.control.controller import Controller
 from tangram.control.logs import set_up_logging
 from tangram.control.loop import ControlLoop
-from tangram.control.paths import StatePaths, file_digest
+from tangram.control.paths import FILE_MARKER, StatePaths, file_digest
 from tangram.control.security import TokenError, load_token
 from tangram.control.state import ControllerState, ModelState
 from tangram.control.store import Store, StoreError
@@ -120,7 +120,7 @@ class _Parts:
 async def _assemble(options: argparse.Namespace, paths: StatePaths, store: Store) -> _Parts:
     """Read the store, find the replicas again, apply the file; everything is at rest until the loop runs."""
     loop = asyncio.get_running_loop()
-    term = store.next_term()
+    term = store.next_term(above=_term_in_use(paths, options.workers))
     discovered = _discovered()
     fleet = store.fleet()
     state = ControllerState(
@@ -149,6 +149,15 @@ async def _assemble(options: argparse.Namespace, paths: StatePaths, store: Store
     controller.adopting = False
     log.info("term %d begins with %d models and %d replicas", term, len(state.models), len(state.replicas))
     return _Parts(controller, control, wire, backend)
+
+
+def _term_in_use(paths: StatePaths, workers: int) -> int:
+    """The latest term in the workers' tables: after the loss of the database, what they take must still be newer."""
+    terms = [0]
+    for index in range(workers):
+        with contextlib.suppress(OSError, ValueError):
+            terms.append(parse_down(paths.table_cache(index).read_bytes()).term)
+    return max(terms)
 
 
 def _discovered() -> Sequence[Device]:
@@ -188,12 +197,23 @@ def _with_process(replica: Replica, status: InstanceStatus | None) -> Replica:
 
 
 def _apply_file(file: Path, controller: Controller, store: Store) -> None:
-    """Apply the file if it is not the one applied last; models that only the former one declared are removed."""
+    """Apply the file if it is not the one applied last; models that only the former one declared are removed.
+
+    `up` applies what it was given, once: a file that was changed or removed since (its digest is in our environment)
+    is left alone when a controller is started again, and nothing that it holds can stop one.
+    """
+    given, last = os.environ.get(FILE_MARKER), store.meta("file")
     try:
-        digest = f"{file.resolve()} {file_digest(file)}"
+        found = file_digest(file)
     except OSError as error:
-        raise Unusable(f"{file}: cannot be read: {error.strerror}") from error
-    if store.meta("file") == digest:
+        if last is None or given is None:
+            raise Unusable(f"{file}: cannot be read: {error.strerror}") from error
+        found = ""
+    if given is not None and last is not None and found != given:
+        log.warning("%s was changed since `tangram up`; `tangram apply -f` applies what it holds now", file)
+        return
+    digest = f"{file.resolve()} {found}"
+    if last == digest:
         return
     documents = load_documents(file)
     names = [m.name for m in documents.models]
