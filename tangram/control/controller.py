@@ -241,8 +241,8 @@ class Controller:
             return
         if entry.model.revision != model.revision:
             entry.attempts = planner.Attempts()
-        entry.model = model
-        entry.woken = True
+        if entry.model != model:
+            entry.model, entry.changed = model, True
 
     def _forget(self, name: str) -> None:
         self._state.models.pop(name, None)
