@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from packer.inventory import Device, Inventory
 from packer.verify import verify
 from tangram import __version__
 from tangram.control import present
-from tangram.control.facade import ModelMetrics, NotFound
+from tangram.control.facade import ModelMetrics, NotFound, NotRecorded
 from tangram.control.loop import ControlLoop
 from tangram.control.state import ControllerState, ModelState
 from tangram.control.store import Store
@@ -218,7 +220,7 @@ class Controller:
 
     def _commit(self, documents: Documents, inventory: Inventory, remove: Sequence[str]) -> None:
         now = time.time()
-        with self._store.transaction():
+        with self._recording():
             if documents.fleet is not None:
                 self._store.put_fleet(documents.fleet)
             for model in documents.models:
@@ -263,9 +265,20 @@ class Controller:
 
     async def delete(self, name: str) -> None:
         self._entry(name)
-        self._store.delete_model(name)
+        with self._recording():
+            self._store.delete_model(name)
         self._forget(name)
         self._loop.nudge()
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        try:
+            with self._store.transaction():
+                yield
+        except sqlite3.Error as error:
+            raise NotRecorded(
+                f"the change cannot be recorded: {error}; nothing was changed; see to the disk of the state directory"
+            ) from error
 
 
 def _monotonic() -> float:
