@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autoscaler.policy import State as PolicyState
-from packer.inventory import Device, Inventory
+from packer.inventory import ClassRefusal, Device, Inventory
 from packer.verify import verify
 from tangram import __version__
 from tangram.control import present
@@ -293,12 +293,11 @@ _FIELDS = {
     "model": "spec.slice.deviceSelector.models",
     "label": "spec.slice.deviceSelector.matchLabels",
     "mechanism": "spec.slice.mechanism",
-    "too-large": "spec.slice.memory.request",
-    "memory": "spec.slice.memory.request",
-    "compute": "spec.slice.compute",
 }
 
 
-def _slice_field(refusals: Sequence[Any]) -> str:
-    fields = {_FIELDS.get(r.reason, "spec.slice") for r in refusals}
+def _slice_field(refusals: Sequence[ClassRefusal]) -> str:
+    # What is left is too large: for the device itself, or else for what its node has of CPU and memory.
+    too_large = ("spec.resources.requests", "spec.slice.memory.request")
+    fields = {_FIELDS.get(r.reason, too_large[r.missing_mib > 0]) for r in refusals}
     return fields.pop() if len(fields) == 1 else "spec.slice"

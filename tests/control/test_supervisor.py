@@ -13,7 +13,7 @@ import pytest
 from tangram.control import supervisor
 from tangram.control.paths import FILE_MARKER, ROLE_MARKER, STATE_MARKER, StatePaths, file_digest
 from tangram.control.supervisor import Part, Supervisor
-from tangram.node.processes import read_stat, spawn
+from tangram.node.processes import has_ended, read_stat, spawn
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def ran(part: Part, code: int, says: str, paths: StatePaths) -> Part:
     stat = read_stat(pid)
     part.pid, part.start_ticks, part.fd = pid, stat.start_ticks if stat else 0, os.pidfd_open(pid)
     part.started_at = time.monotonic()
-    while not supervisor.has_ended(part.fd):
+    while not has_ended(part.fd):
         time.sleep(0.001)
     return part
 
