@@ -46,11 +46,14 @@ from tangram.node.backend import InstanceRecord, InstanceStatus
 from tangram.node.discover import discover
 from tangram.node.launch import order
 from tangram.node.local import LocalBackend
+from tangram.node.logs import rotate
 from tangram.spec import SpecError, load_documents
 
 log = logging.getLogger("tangram.controller")
 
 UNUSABLE: Final = 2
+#: Our own logs are looked at this often.
+ROTATE_S: Final = 30.0
 
 
 class Unusable(Exception):
@@ -93,14 +96,16 @@ async def _run(options: argparse.Namespace) -> None:
         await parts.wire.start(paths.wire)
         _write_endpoints(paths, options)
         turning = asyncio.create_task(parts.loop.run(), name="loop")
+        rotating = asyncio.create_task(_rotate_logs(paths, options.workers), name="logs")
         # What is alive now lives as long as the process: the collector need not walk it again and again.
         gc.collect()
         gc.freeze()
         told = await asked.get()
         if told == signal.SIGINT:
             await _stop_replicas(parts, asked)
-        turning.cancel()
-        await asyncio.gather(turning, return_exceptions=True)
+        for task in (turning, rotating):
+            task.cancel()
+        await asyncio.gather(turning, rotating, return_exceptions=True)
         log.info("controller ends; %s", "replicas were stopped" if told == signal.SIGINT else "replicas go on")
 
 
@@ -264,6 +269,17 @@ async def _serve_admin(address: str, app: web.Application) -> web.AppRunner:
 
 def _host(address: str) -> str:
     return address.rpartition(":")[0].strip("[]")
+
+
+async def _rotate_logs(paths: StatePaths, workers: int) -> None:
+    """Those of the controller and the gateway workers; the backend sees to those of the replicas."""
+    while True:
+        for role in ("controller", *(f"worker-{i}" for i in range(workers))):
+            try:
+                await asyncio.to_thread(rotate, paths.log(role))
+            except OSError as error:
+                log.warning("the log of %s cannot be rotated: %s", role, error.strerror)
+        await asyncio.sleep(ROTATE_S)
 
 
 def _write_endpoints(paths: StatePaths, options: argparse.Namespace) -> None:

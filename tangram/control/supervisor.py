@@ -198,7 +198,9 @@ class Supervisor:
     def _last_words(self, part: Part) -> list[str]:
         try:
             with self.paths.log(part.role).open("rb") as log:
-                log.seek(max(part.log_offset, log.seek(0, os.SEEK_END) - _LAST_WORDS))
+                size = log.seek(0, os.SEEK_END)
+                # It is shorter where it was rotated meanwhile.
+                log.seek(max(part.log_offset if part.log_offset <= size else 0, size - _LAST_WORDS))
                 lines = log.read().decode(errors="replace").strip().splitlines()
         except OSError:
             return []

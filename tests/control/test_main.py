@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,3 +112,19 @@ def test_a_new_database_begins_after_the_terms_that_the_workers_know(store: Stor
     paths.table_cache(1).write_text(Snapshot(term=41, number=3, models=()).model_dump_json())
     assert store.next_term(above=main._term_in_use(paths, 3)) == 42
     assert store.next_term(above=main._term_in_use(paths, 3)) == 43
+
+
+async def test_our_own_logs_are_rotated(tmp_path: Path) -> None:
+    paths = StatePaths(tmp_path)
+    paths.logs.mkdir()
+    for role in ("controller", "worker-0"):
+        with paths.log(role).open("wb") as file:
+            file.truncate(11_000_000)
+    rotating = asyncio.create_task(main._rotate_logs(paths, 2))
+    async with asyncio.timeout(20):
+        while any(paths.log(r).stat().st_size for r in ("controller", "worker-0")):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    rotating.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await rotating
+    assert paths.log("controller").with_name("controller.log.1").exists()
