@@ -49,6 +49,9 @@ PROVEN_S: Final = 10.0
 #: Seconds the gateway workers may drain, and the controller may stop the replicas.
 DRAIN_S: Final = 35.0
 STOP_REPLICAS_S: Final = 30.0
+#: Seconds between SIGTERM and SIGKILL for what is left after that, and where a second signal came.
+GRACE_S: Final = 5.0
+HASTENED_GRACE_S: Final = 0.5
 #: Exit code of a controller (and of ours) that cannot run as it was told; starting it again would not help.
 UNUSABLE: Final = 2
 #: Bytes of a log that are looked at for what a process that ended has said.
@@ -97,6 +100,8 @@ class Supervisor:
     started: bool = False
     signals: list[int] = field(default_factory=list)
     wakeup: socket.socket | None = None
+    hastened: bool = False
+    """Whether a second signal came during a stop."""
     banner_fd: int = -1
     """pidfd of the process that prints the addresses."""
 
@@ -255,7 +260,7 @@ class Supervisor:
             self._end(controllers, signal.SIGINT, STOP_REPLICAS_S)
         left = find_processes(self.paths.root)
         if left:
-            end_processes(left, 5.0)
+            end_processes(left, HASTENED_GRACE_S if self.hastened else GRACE_S)
         with contextlib.suppress(FileNotFoundError):
             self.paths.endpoints.unlink()
         say("stopped; nothing is left running")
@@ -281,6 +286,7 @@ class Supervisor:
                     part.fd = -1
             if any(s in _STOP_SIGNALS for s in self.signals):
                 say("hastening")
+                self.hastened = True
                 break
             self._reap_orphans()
         self.signals.clear()

@@ -15,6 +15,7 @@ from gateway.wire import Snapshot
 from tangram.control import main
 from tangram.control.paths import FILE_MARKER, StatePaths, file_digest
 from tangram.control.store import Store
+from tangram.node.local import LocalBackend
 from tangram.spec import Documents, SpecError
 
 MODEL = """
@@ -116,7 +117,6 @@ def test_a_new_database_begins_after_the_terms_that_the_workers_know(store: Stor
 
 async def test_our_own_logs_are_rotated(tmp_path: Path) -> None:
     paths = StatePaths(tmp_path)
-    paths.logs.mkdir()
     for role in ("controller", "worker-0"):
         with paths.log(role).open("wb") as file:
             file.truncate(11_000_000)
@@ -128,3 +128,10 @@ async def test_our_own_logs_are_rotated(tmp_path: Path) -> None:
     with contextlib.suppress(asyncio.CancelledError):
         await rotating
     assert paths.log("controller").with_name("controller.log.1").exists()
+
+
+def test_no_replica_writes_to_a_log_of_ours(tmp_path: Path) -> None:
+    paths = StatePaths(tmp_path)
+    replica = LocalBackend(tmp_path, on_change=lambda _: None).log_path("worker-1")
+    assert replica.parent == paths.logs
+    assert paths.log("worker-1") != replica
