@@ -33,6 +33,9 @@ class ModelState:
     start_times_s: deque[float] = field(default_factory=lambda: deque(maxlen=8))
     """Seconds to ready of the last starts."""
     woken: bool = False
+    """Whether a request waits and no replica is there."""
+    changed: bool = False
+    """Whether the spec was changed since the last recommendation."""
 
     @property
     def expected_start_s(self) -> float | None:

@@ -361,7 +361,8 @@ def _victims(live: Sequence[Replica], count: int) -> list[Replica]:
 
 
 def unplaceable(model: Model, inventory: Inventory) -> NoFit | None:
-    """Why no device could hold a replica of the model even if the whole fleet were empty; None if one could."""
-    empty = Inventory(inventory.nodes, inventory.devices)
+    """Why no device could hold a replica of the model even if all were empty and well; None if one could."""
+    nodes = tuple(replace(n, schedulable=True) for n in inventory.nodes)
+    empty = Inventory(nodes, tuple(replace(d, healthy=True) for d in inventory.devices))
     outcome = place(empty, [slice_request(model, model.name)])[0]
     return outcome if isinstance(outcome, NoFit) else None

@@ -417,3 +417,9 @@ def test_only_a_ready_replica_of_the_wanted_revision_is_undrained(fleet: Invento
     world.step(1, digits=0)
     world.replicas = tuple(replace(r, revision="0ld") for r in world.replicas)
     assert [type(a) for a in world.step(1, digits=1)] == [Start]
+
+
+def test_a_device_that_is_ill_for_a_while_could_still_hold_a_model(make_model: Any, fleet: Inventory) -> None:
+    ill = replace(fleet, devices=tuple(replace(d, healthy=False) for d in fleet.devices))
+    assert planner.unplaceable(make_model(memory="900Mi"), ill) is None
+    assert planner.unplaceable(make_model(memory="1001Mi"), ill) is not None
