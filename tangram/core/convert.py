@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from autoscaler.defaults import RulesSpec, behavior
 from autoscaler.types import MetricTarget, RatePolicy, ScalingPolicy
 from gateway.wire import EndpointEntry, ModelEntry
 from packer.inventory import Device, Inventory, Node, SliceRequest
+from packer.mix import Mix, Shape, shape_of
 from tangram.core.replica import Phase, Replica
 from tangram.spec import Fleet, Model, ScalingRules
 
@@ -56,6 +57,17 @@ def slice_request(model: Model, instance: str, avoid: frozenset[str] = frozenset
         labels=dict(wanted.device_selector.match_labels),
         avoid=avoid,
     )
+
+
+def expected_mix(wanted: Mapping[str, tuple[Model, int]]) -> Mix:
+    """What the models may ask for next: a model's slice weighs as many replicas as it wants, if it may still grow."""
+    weights: dict[Shape, float] = {}
+    for name, (model, count) in wanted.items():
+        room = model.spec.scaling.max_replicas - count
+        if model.spec.scaling.replicas is None and room > 0:
+            shape = shape_of(slice_request(model, name))
+            weights[shape] = weights.get(shape, 0.0) + min(room, max(1, count))
+    return Mix.of(weights)
 
 
 def scaling_policy(model: Model) -> ScalingPolicy:

@@ -18,6 +18,7 @@ Rules, in the order they are applied to a model:
 6. What fits nowhere, but would after some of the others moved: they move, make-before-break. A sibling starts on the
    other device, the one that moves drains when its sibling is ready, and the next plan finds the room. One such plan is
    under way at a time, and moves an hour are capped. A sibling does not count while the one that it replaces is there.
+   When there is nothing else to do, and from time to time, a move is made that leaves more useful room.
 7. Another revision is rolled in make-before-break: one more than wanted may exist while one is replaced, and an old
    replica drains when its successor is ready. Where the fleet has no room for one more, an old one drains first, if
    others are ready to carry the load or it is the only one.
@@ -30,7 +31,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from packer.inventory import Inventory, NoFit, Placement
+from packer.defrag import defragment
+from packer.inventory import Inventory, Move, NoFit, Placement
 from packer.ledger import Ledger, LedgerError
 from packer.mix import Mix
 from packer.moves import make_room
@@ -61,6 +63,11 @@ class Start:
     replica: Replica
     why: str
     again: bool = False
+
+    @property
+    def moves(self) -> bool:
+        """Whether it begins a move."""
+        return bool(self.replica.replaces) and not self.again
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +128,8 @@ class Observed:
     """Moves begun in the last hour."""
     mix: Mix | None = None
     """The demand to expect, by which places are chosen."""
+    tidy: bool = False
+    """Whether it is time to look for moves that leave more useful room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +179,8 @@ def plan(observed: Observed, desired: Mapping[str, Desired], ledger: Ledger, now
     draft.expect(desired)
     for want in sorted(desired.values(), key=lambda d: (-d.model.spec.priority, d.model.name)):
         draft.settle(want, by_model.get(want.model.name, []))
+    if observed.tidy:
+        draft.tidy()
     return draft.finish()
 
 
@@ -353,7 +364,8 @@ class _Draft:
 
     def _make_room(self, model: Model, refusal: NoFit, attempts: Attempts) -> None:
         """Begin what would let the refused replica in: the moves of the packer's plan that fit right now."""
-        under_way = [r for r in self._observed.replicas if r.live and r.replaces and not r.was_ready]
+        there = {r.name for r in self._observed.replicas if r.live}
+        under_way = [r for r in self._observed.replicas if r.live and r.replaces in there]
         under_way += [a.replica for a in self._actions if isinstance(a, Start) and a.replica.replaces]
         if under_way:
             moving = ", ".join(f"{r.replaces} to {r.placement.device}" for r in under_way)
@@ -375,17 +387,33 @@ class _Draft:
             return
         moved = []
         for move in found.moves:
-            mover = self._desired[movable[move.instance].model].model
-            name = f"{mover.name}-{self._ordinals.get(mover.name, 1)}"
-            target = replace(move.target, request=replace(move.target.request, id=name))
             try:
-                self._begin(mover, target, f"moves {move.instance} so that {model.name} fits", replaces=move.instance)
+                self._move(move, movable, f"so that {model.name} fits")
             except LedgerError:
                 # It fits after the ones before it: the next plan begins it.
                 break
             moved.append(f"{move.instance} from {move.source.device} to {move.target.device}")
-            self._moves_left -= 1
         self._waiting[model.name] = f"room is being made: {', '.join(moved)}"
+
+    def tidy(self) -> None:
+        """Begin a move that pays for itself, when there is nothing else to do."""
+        busy = self._actions or self._refusals or self._moves_left <= 0
+        mix = self._observed.mix
+        if busy or mix is None or not mix.shapes or any(not r.live or r.replaces for r in self._observed.replicas):
+            return
+        inventory = self._ledger.inventory()
+        movable = self._movable()
+        fixed = {p.request.id for p in inventory.placements} - movable.keys()
+        for move in defragment(inventory, mix, fixed=fixed, most=1):
+            self._move(move, movable, "so that what is left over is of more use")
+
+    def _move(self, move: Move, movable: Mapping[str, Replica], why: str) -> None:
+        """Start the sibling of one that moves. Raises LedgerError where it does not fit yet."""
+        mover = self._desired[movable[move.instance].model].model
+        name = f"{mover.name}-{self._ordinals.get(mover.name, 1)}"
+        target = replace(move.target, request=replace(move.target.request, id=name))
+        self._begin(mover, target, f"moves {move.instance} {why}", replaces=move.instance)
+        self._moves_left -= 1
 
     def _movable(self) -> dict[str, Replica]:
         """Replicas that may move: ready for a while, of the revision wanted, and not in the way of anything else."""
@@ -465,7 +493,8 @@ def _victims(live: Sequence[Replica], count: int) -> list[Replica]:
 
 
 def unplaceable(model: Model, inventory: Inventory) -> NoFit | None:
-    """Why no device could hold a replica of the model even if the whole fleet were empty; None if one could."""
-    empty = Inventory(inventory.nodes, inventory.devices)
+    """Why no device could hold a replica of the model even if all were empty and well; None if one could."""
+    nodes = tuple(replace(n, schedulable=True) for n in inventory.nodes)
+    empty = Inventory(nodes, tuple(replace(d, healthy=True) for d in inventory.devices))
     outcome = place(empty, [slice_request(model, model.name)])[0]
     return outcome if isinstance(outcome, NoFit) else None

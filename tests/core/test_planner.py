@@ -506,3 +506,9 @@ class TestMoves:
         capped = plan(observed, desired, ledger_of(world.fleet, world.replicas), world.now)
         assert capped.actions == ()
         assert "large" in capped.refusals
+
+
+def test_a_device_that_is_ill_for_a_while_could_still_hold_a_model(make_model: Any, fleet: Inventory) -> None:
+    ill = replace(fleet, devices=tuple(replace(d, healthy=False) for d in fleet.devices))
+    assert planner.unplaceable(make_model(memory="900Mi"), ill) is None
+    assert planner.unplaceable(make_model(memory="1001Mi"), ill) is not None
