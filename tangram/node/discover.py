@@ -6,6 +6,7 @@ imported, opened and closed within one call.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from dataclasses import dataclass
 from typing import Any, Final
@@ -47,7 +48,8 @@ def discover(node: str, nvml: Any = None) -> Discovery:
     except nvml.NVMLError as error:
         reasons.append(f"NVML cannot be used: {error}")
     finally:
-        nvml.nvmlShutdown()
+        with contextlib.suppress(nvml.NVMLError):
+            nvml.nvmlShutdown()
     return Discovery(tuple(devices), tuple(reasons))
 
 

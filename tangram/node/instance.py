@@ -75,6 +75,7 @@ class Instance:
         self._failures = 0
         self._watched_since = time.monotonic()
         self._fd: int | None = None
+        self._witnessed = False
         self._stop_by: float | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._probing: asyncio.Task[None] | None = None
@@ -127,6 +128,7 @@ class Instance:
         if self._fd is None:
             self.end_unwatched()
             return
+        self._witnessed = True
         asyncio.get_running_loop().add_reader(self._fd, self._on_exit)
         self._probing = self._run(self._probe_for_ever())
 
@@ -190,7 +192,7 @@ class Instance:
         age: float | None = None
         while True:
             ready = self.phase is InstancePhase.READY
-            await asyncio.sleep(next_delay(age, self.order.readiness_period_s, ready=ready))
+            await asyncio.sleep(next_delay(age, self.order.readiness_period_s, time.monotonic(), ready=ready))
             await self.probe_once()
             age = time.monotonic() - self._watched_since
 
@@ -204,12 +206,25 @@ class Instance:
         self._run(self._finish())
 
     async def _finish(self) -> None:
+        try:
+            await self._end_leftovers()
+        except OSError:
+            _log.exception("it cannot be told what %s has left", self.order.instance)
+        self._message = ""
+        if not self.stopping:
+            self._message = last_line(await asyncio.to_thread(logs.tail_since, self._log_file, self._log_offset, 20))
+        self._usage = Usage(None, None)
+        self._enter(InstancePhase.EXITED)
+        self.ended.set()
+
+    async def _end_leftovers(self) -> None:
         whose = partial(
             processes.leftovers,
             self.pid,
             self.start_ticks,
             state_dir=self._state_dir,
             instance=self.order.instance,
+            witnessed=self._witnessed,
         )
         left = await asyncio.to_thread(whose)
         if left and self.phase is InstancePhase.READY:
@@ -220,12 +235,6 @@ class Instance:
             left = await asyncio.to_thread(whose)
         if left and (outlived := await asyncio.to_thread(processes.kill_until_gone, whose)):
             _log.error("%s has left processes that SIGKILL does not end: %s", self.order.instance, outlived)
-        self._message = ""
-        if not self.stopping:
-            self._message = last_line(await asyncio.to_thread(logs.tail_since, self._log_file, self._log_offset, 20))
-        self._usage = Usage(None, None)
-        self._enter(InstancePhase.EXITED)
-        self.ended.set()
 
     def _enter(self, phase: InstancePhase) -> None:
         self._entering(phase)

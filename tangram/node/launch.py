@@ -27,8 +27,9 @@ def order(model: Model, instance: str, port: int, device: Device, cpu_cores: flo
         # What a server prints is seen in its log at once.
         "PYTHONUNBUFFERED": "1",
         "PATH": _path(),
-        **share.env,
         **{e.name: e.value for e in runtime.env},
+        # The place it was given is not the model's to choose.
+        **share.env,
         "PORT": str(port),
     }
     return StartOrder(

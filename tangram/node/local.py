@@ -29,7 +29,9 @@ from tangram.node.ports import PortAllocator
 _log = logging.getLogger(__name__)
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-_MEASURE_S: Final = 1.0
+_MEASURE_S: Final = 2.0
+_ROTATE_S: Final = 10.0
+_HIGHEST_PORT: Final = 65535
 
 
 class LocalBackend:
@@ -79,10 +81,11 @@ class LocalBackend:
     def forget(self, instance: str) -> None:
         """Drop the status of an exited Instance. The logs of the last 50 that are gone are kept."""
         watched = self._instances.get(instance)
-        if watched is None or watched.alive:
+        if watched is None or watched.alive or self._locks[instance].locked():
+            # Locked: it is being started again, which replaces its status.
             return
         del self._instances[instance]
-        self._locks.pop(instance, None)
+        del self._locks[instance]
         self.ports.release(watched.order.port)
         logs.remove_old(self._logs, self._instances)
 
@@ -107,18 +110,13 @@ class LocalBackend:
         adopted: dict[str, Instance] = {}
         for record in records:
             order = record.order
-            leader = marked.get(order.instance)
+            watched = self._instance(
+                order, record.pid, record.start_ticks, started_at=record.started_at, ready_at=record.ready_at
+            )
             if _is_recorded(record, by_pid.get(record.pid)):
-                watched = self._instance(
-                    order, record.pid, record.start_ticks, started_at=record.started_at, ready_at=record.ready_at
-                )
-                watched.watch()
-            elif leader is not None:
-                # It was started again, and that was not noted.
-                watched = self._instance(order, leader.pid, leader.start_ticks)
                 watched.watch()
             else:
-                watched = self._instance(order, record.pid, record.start_ticks, started_at=record.started_at)
+                # What else carries its markers are descendants, whether or not one of them leads a session.
                 watched.end_unwatched()
             adopted[order.instance] = watched
         for name, leader in marked.items():
@@ -150,7 +148,7 @@ class LocalBackend:
             raise StartError(f"instance {name!r} is no name for one; use letters, digits, '.', '_' and '-'")
         async with self._locks[name]:
             known = self._instances.get(name)
-            if known is not None and known.stopping:
+            if known is not None and (known.stopping or known.exited):
                 await known.ended.wait()
             if known is not None and known.alive:
                 known.order = order
@@ -186,6 +184,7 @@ class LocalBackend:
             processes.READINESS: order.readiness_path,
         }
         if order.cpu_cores is not None:
+            markers[processes.CPU_SHARE] = f"{order.cpu_cores:g}"
             wrapper = self._groups.enter(order.instance, order.cpu_cores)
             if not wrapper:
                 markers[processes.CPU_CORES] = f"{order.cpu_cores:g}"
@@ -262,10 +261,14 @@ class LocalBackend:
 
     async def _keep_house(self) -> None:
         meter = Meter()
+        next_rotation = 0.0
         while True:
             roots = {n: (w.pid, w.start_ticks) for n, w in self._instances.items() if w.alive}
+            rotating = time.monotonic() >= next_rotation
+            if rotating:
+                next_rotation = time.monotonic() + _ROTATE_S
             try:
-                for name, usage in (await asyncio.to_thread(self._look_after, meter, roots)).items():
+                for name, usage in (await asyncio.to_thread(self._look_after, meter, roots, rotating)).items():
                     watched = self._instances.get(name)
                     if watched is not None and watched.alive and watched.pid == roots[name][0]:
                         watched.take_usage(usage)
@@ -273,8 +276,8 @@ class LocalBackend:
                 _log.exception("Instances could not be measured; trying again")
             await asyncio.sleep(_MEASURE_S)
 
-    def _look_after(self, meter: Meter, roots: Mapping[str, tuple[int, int]]) -> Mapping[str, Usage]:
-        for name in roots:
+    def _look_after(self, meter: Meter, roots: Mapping[str, tuple[int, int]], rotating: bool) -> Mapping[str, Usage]:
+        for name in roots if rotating else ():
             try:
                 logs.rotate(self.log_path(name))
             except OSError as error:
@@ -297,14 +300,14 @@ def _order_from_markers(leader: processes.Found) -> StartOrder:
     except OSError:
         argv = ()
     port = leader.env.get(processes.PORT, "")
-    cores = leader.env.get(processes.CPU_CORES, "")
+    cores = leader.env.get(processes.CPU_SHARE, "")
     return StartOrder(
         instance=leader.env[processes.INSTANCE],
         model=leader.env.get(processes.MODEL, ""),
         revision=leader.env.get(processes.REVISION, ""),
         argv=argv,
         env={},
-        port=int(port) if port.isdecimal() else 0,
+        port=int(port) if port.isdecimal() and int(port) <= _HIGHEST_PORT else 0,
         readiness_path=leader.env.get(processes.READINESS, "/v2/health/ready"),
         cpu_cores=float(cores) if re.fullmatch(r"\d+(\.\d+)?", cores) else None,
     )

@@ -37,26 +37,33 @@ def part(path: Path, number: int) -> Path:
 
 
 def rotate(path: Path, max_bytes: int = MAX_BYTES, parts: int = PARTS) -> bool:
-    """Rotate a log that has grown past max_bytes; whether it was. A log that is not there is left so."""
+    """Rotate a log that has grown past max_bytes; whether it was.
+
+    Not where it is not there, nor where somebody looks at it just now: then the next call does it.
+    """
     try:
         if path.stat().st_size <= max_bytes:
             return False
-        current = path.open("r+b")
-    except FileNotFoundError:
+        with path.open("r+b") as current, _locked(current, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            _rotate(path, current, parts)
+    except (FileNotFoundError, BlockingIOError):
         return False
-    with current, _locked(current, fcntl.LOCK_EX):
-        copy = path.with_name(f"{path.name}.tmp")
-        with copy.open("wb") as out:
-            os.fchmod(out.fileno(), 0o600)
-            shutil.copyfileobj(current, out, _CHUNK)
-            for number in range(parts, 1, -1):
-                if part(path, number - 1).exists():
-                    part(path, number - 1).replace(part(path, number))
-            copy.replace(part(path, 1))
-            # Again what has come meanwhile, with nothing between its end and the truncation.
-            shutil.copyfileobj(current, out, _CHUNK)
-            current.truncate(0)
     return True
+
+
+def _rotate(path: Path, current: IO[bytes], parts: int) -> None:
+    copy = path.with_name(f"{path.name}.tmp")
+    with copy.open("wb") as out:
+        os.fchmod(out.fileno(), 0o600)
+        shutil.copyfileobj(current, out, _CHUNK)
+        for number in range(parts, 1, -1):
+            if part(path, number - 1).exists():
+                part(path, number - 1).replace(part(path, number))
+        copy.replace(part(path, 1))
+        # Again what has come meanwhile, with nothing between its end and the truncation.
+        shutil.copyfileobj(current, out, _CHUNK)
+        out.flush()
+        current.truncate(0)
 
 
 def tail(path: Path, lines: int) -> str:
@@ -72,7 +79,7 @@ def tail_since(path: Path, offset: int, lines: int) -> str:
             if file.seek(0, os.SEEK_END) < offset:
                 offset = 0
             return _last_of(file, lines, offset).decode("utf-8", "replace")
-    except FileNotFoundError:
+    except OSError:
         return ""
 
 
@@ -126,18 +133,19 @@ def remove_old(folder: Path, live: Container[str], kept: int = KEPT) -> None:
             except FileNotFoundError:
                 continue
     for _, path in sorted(gone)[: max(0, len(gone) - kept)]:
-        for old in [path, *folder.glob(f"{path.name}.*")]:
-            old.unlink(missing_ok=True)
+        for number in range(PARTS + 1):
+            part(path, number).unlink(missing_ok=True)
 
 
 def _last(path: Path, current: IO[bytes], lines: int) -> bytes:
-    found = _last_of(current, lines)
+    # More than is wanted, since a rotation may have cut a line in two.
+    found = _last_of(current, lines + 1)
     number = 1
-    while found.count(b"\n") < lines and part(path, number).exists():
+    while len(_split(found)) <= lines and part(path, number).exists():
         with part(path, number).open("rb") as older:
-            found = _last_of(older, lines - found.count(b"\n")) + found
+            found = _last_of(older, lines + 2 - len(_split(found))) + found
         number += 1
-    return found
+    return b"".join(_split(found)[-lines:]) if lines > 0 else b""
 
 
 def _last_of(file: IO[bytes], lines: int, start: int = 0) -> bytes:
@@ -150,7 +158,13 @@ def _last_of(file: IO[bytes], lines: int, start: int = 0) -> bytes:
         position -= step
         file.seek(position)
         found = file.read(step) + found
-    return b"".join(found.splitlines(keepends=True)[-lines:])
+    return b"".join(_split(found)[-lines:])
+
+
+def _split(text: bytes) -> list[bytes]:
+    """Lines with their ends; what follows the last end is a line that is still being written."""
+    *whole, rest = text.split(b"\n")
+    return [line + b"\n" for line in whole] + ([rest] if rest else [])
 
 
 def _unread(path: Path, before: tuple[int, int] | None, position: int) -> Iterator[bytes]:

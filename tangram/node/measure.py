@@ -8,7 +8,7 @@ sample and was not seen) counts from then on.
 
 Memory is PSS (each shared page divided by its users), so that the sum over Instances is what the machine really
 gives them; where the kernel denies it, resident memory. It costs a walk over the page tables, so it is read more
-seldom, and for a process that is dear to read more seldom yet.
+seldom once the Instance has lived for a while, and for a process that is dear to read more seldom yet.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class Meter:
                 began = self._cost_clock()
                 tree.memory_mib = sum(self._memory(member) for member in members) / _MIB
                 cost = self._cost_clock() - began
-                tree.memory_due = now + max(_MEMORY_PERIOD_S, cost / _MEMORY_SHARE)
+                age = now - start_ticks / _TICKS_A_SECOND
+                tree.memory_due = now + max(min(_MEMORY_PERIOD_S, age), cost / _MEMORY_SHARE)
             usages[name] = Usage(tree.cpu_percent, tree.memory_mib)
         return usages
 

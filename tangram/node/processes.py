@@ -9,6 +9,12 @@ through a pidfd that was opened before the start time was compared.
 An Instance leads a session of its own. Its *leftovers* are what still lives of it without its leader: the session's
 members, and descendants that left the session but still carry the markers.
 
+What may be signalled is chosen narrowly, since a mistake here ends strangers. Never chosen are pid 1, the caller, its
+ancestors, and whoever is merely in a session of number 0 or 1 or the caller's. A session's number alone proves little:
+it is free again once the session is empty, 0 stands for everything from outside of a container's pid namespace, and a
+daemon that detached itself is in a session whose leader has gone. So a session counts as an Instance's only where its
+leader was seen alive as such by this process, or where one of its members carries the markers.
+
 Standard library only, and nothing costly of it: the supervisor imports this module.
 """
 
@@ -32,12 +38,17 @@ MODEL: Final = "TANGRAM_MODEL"
 REVISION: Final = "TANGRAM_REVISION"
 PORT: Final = "TANGRAM_PORT"
 READINESS: Final = "TANGRAM_READINESS_PATH"
+#: Cores that the slice's compute stands for, however they are held.
+CPU_SHARE: Final = "TANGRAM_CPU_SHARE"
+#: The same, where the Instance has to keep to them by itself.
 CPU_CORES: Final = "TANGRAM_CPU_CORES"
 
 _PREFIX: Final = "TANGRAM_"
 _TICKS_A_SECOND: Final = os.sysconf("SC_CLK_TCK")
 #: How long a process may take to vanish after SIGKILL (one that waits for a dead disk does not).
 _KILL_WAIT_S: Final = 5.0
+#: How long a new program's environment may take to appear in /proc; it is there within microseconds.
+_EXEC_WAIT_S: Final = 0.1
 
 
 class Stat(NamedTuple):
@@ -116,20 +127,19 @@ def read_markers(pid: int) -> Mapping[str, str] | None:
 
 
 def same_state(value: str, state_dir: str | os.PathLike[str]) -> bool:
-    """Whether a TANGRAM_STATE marker names this directory, by whatever path."""
-    return bool(value) and os.path.realpath(value) == os.path.realpath(state_dir)
+    """Whether a TANGRAM_STATE marker (an absolute path) names this directory, by whatever path."""
+    return value.startswith("/") and os.path.realpath(value) == os.path.realpath(state_dir)
 
 
 def find_processes(state_dir: str | os.PathLike[str]) -> list[Found]:
-    """All live Instances and processes of ours of a state directory that run as the caller's user, the caller excepted.
+    """All live Instances and processes of ours of a state directory that run as the caller's user.
 
-    Descendants of an Instance carry its markers too; `leaders` picks those that were started by us.
+    The caller and its ancestors are excepted. Descendants of an Instance carry its markers too; `leaders` picks those
+    that were started by us.
     """
-    own, user = os.getpid(), os.geteuid()
+    user = os.geteuid()
     found = []
-    for pid in _pids():
-        if pid == own:
-            continue
+    for pid in _others():
         markers = read_markers(pid)
         # A shell in which somebody has set TANGRAM_STATE alone is none of ours.
         if not markers or not (INSTANCE in markers or ROLE in markers):
@@ -171,7 +181,12 @@ def child_environment(
 
 
 def spawn(
-    argv: Sequence[str], env: Mapping[str, str], log: Path, cwd: Path | None = None, wrapper: Sequence[str] = ()
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    log: Path,
+    cwd: Path | None = None,
+    wrapper: Sequence[str] = (),
+    pass_fds: Sequence[int] = (),
 ) -> int:
     """Start a process that leads a session, reads nothing, writes to the log, and outlives the caller; its pid.
 
@@ -193,6 +208,7 @@ def spawn(
             stdout=output,
             stderr=output,
             start_new_session=True,
+            pass_fds=pass_fds,
         )
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -201,7 +217,18 @@ def spawn(
         os.close(output)
     # The exit is awaited and reaped by pidfd; without this, Popen would warn about it and reap it by itself.
     process.returncode = 0
+    _await_environment(process.pid)
     return process.pid
+
+
+def _await_environment(pid: int) -> None:
+    """Until the process can be found by its markers: exec reports success a moment before they can be read."""
+    until = time.monotonic() + _EXEC_WAIT_S
+    while read_markers(pid) is None and time.monotonic() < until:
+        stat = read_stat(pid)
+        if stat is None or stat.dead:
+            return
+        time.sleep(0.0005)
 
 
 def check_command(argv: Sequence[str], env: Mapping[str, str], cwd: Path | None) -> None:
@@ -227,6 +254,8 @@ def check_command(argv: Sequence[str], env: Mapping[str, str], cwd: Path | None)
 
 def open_process(pid: int, start_ticks: int) -> int | None:
     """A pidfd of exactly this process (close it); None where it is gone. Readable when the process has ended."""
+    if pid <= 1 or start_ticks <= 0:
+        return None
     try:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -258,13 +287,13 @@ def reap(fd: int) -> int | None:
 
 
 def signal_process(pid: int, start_ticks: int, signum: int) -> bool:
-    """Send a signal to exactly this process; False where it is gone."""
+    """Send a signal to exactly this process; False where it is gone or may not be signalled."""
     fd = open_process(pid, start_ticks)
     if fd is None:
         return False
     try:
         signal.pidfd_send_signal(fd, signum)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):
         return False
     finally:
         os.close(fd)
@@ -272,8 +301,8 @@ def signal_process(pid: int, start_ticks: int, signum: int) -> bool:
 
 
 def signal_group(leader: int, signum: int) -> None:
-    """Send a signal to the process group of a leader that is known to exist."""
-    if leader <= 1:
+    """Send a signal to the process group of a leader that is known to exist; ValueError for the caller's own."""
+    if leader <= 1 or leader == os.getpgrp():
         raise ValueError(f"process group {leader} is not an Instance's")
     try:
         os.killpg(leader, signum)
@@ -285,34 +314,40 @@ def signal_group(leader: int, signum: int) -> None:
 
 
 def leftovers(
-    leader: int, start_ticks: int, *, state_dir: str | os.PathLike[str] = "", instance: str = ""
+    leader: int, start_ticks: int, *, state_dir: str | os.PathLike[str], instance: str, witnessed: bool
 ) -> list[Stat]:
-    """Live processes of the session that (leader, start_ticks) began, and such as carry the instance's markers.
+    """What still lives of an Instance without its leader: by its markers, and by its session.
 
-    The leader itself is not among them.
+    `witnessed` says that the caller has seen (leader, start_ticks) alive as the Instance until it ended; a record alone
+    may be of another boot. Without it the session counts only where one of its members carries the markers.
     """
-    members, reused = [], False
-    marked = marked_processes(state_dir, instance) if instance else []
-    known = {s.pid for s in marked}
-    for pid in _pids():
-        stat = read_stat(pid)
-        if stat is None or stat.dead or pid == os.getpid() or pid in known:
-            continue
-        if pid == leader:
-            reused = stat.start_ticks != start_ticks
-        # A session cannot be older than its leader. Session 0 is no one's: processes that came from outside of a
-        # container's pid namespace are in it.
-        elif 0 < leader == stat.session and stat.start_ticks >= start_ticks:
-            members.append(stat)
-    marked = [s for s in marked if s.pid != leader]
-    return marked if reused else marked + members
+    marked = marked_processes(state_dir, instance)
+    members = session_members(leader, start_ticks)
+    if not witnessed and not any(s.session == leader for s in marked):
+        members = []
+    return [s for s in {s.pid: s for s in (*members, *marked)}.values() if s.pid != leader]
+
+
+def session_members(leader: int, start_ticks: int) -> list[Stat]:
+    """Live processes, the leader not among them, of the session that (leader, start_ticks) began."""
+    if leader <= 1 or start_ticks <= 0 or leader == os.getsid(0):
+        return []
+    now = read_stat(leader)
+    if now is not None and now.start_ticks != start_ticks:
+        # The number is another process's, which it can be only when the session was empty.
+        return []
+    stats = (read_stat(pid) for pid in _others() if pid != leader)
+    # A session cannot be older than its leader.
+    return [s for s in stats if s and not s.dead and s.session == leader and s.start_ticks >= start_ticks]
 
 
 def marked_processes(state_dir: str | os.PathLike[str], instance: str) -> list[Stat]:
-    """Live processes that carry an instance's markers, whatever their session."""
-    marked = []
-    for pid in _pids():
-        markers = read_markers(pid) if pid != os.getpid() else None
+    """Live processes that carry an Instance's markers, whatever their session."""
+    marked: list[Stat] = []
+    if not instance:
+        return marked
+    for pid in _others():
+        markers = read_markers(pid)
         if markers and markers.get(INSTANCE) == instance and same_state(markers.get(STATE, ""), state_dir):
             stat = read_stat(pid)
             if stat is not None and not stat.dead:
@@ -336,8 +371,7 @@ def end_processes(processes: Iterable[Found], grace_s: float) -> list[Found]:
     A process group is signalled as one, by its leader, so that no member gets the signal twice. Returns those that
     outlive even SIGKILL.
     """
-    wanted = list(processes)
-    watched = {fd: p for p in wanted if (fd := open_process(p.pid, p.start_ticks)) is not None}
+    watched = {fd: p for p in processes if (fd := open_process(p.pid, p.start_ticks)) is not None}
     live = dict(watched)
     try:
         _signal_all(live, signal.SIGTERM)
@@ -348,9 +382,9 @@ def end_processes(processes: Iterable[Found], grace_s: float) -> list[Found]:
     finally:
         for fd in watched:
             os.close(fd)
-    for process in wanted:
+    for process in watched.values():
         if process.session == process.pid:
-            kill_until_gone(partial(leftovers, process.pid, process.start_ticks))
+            kill_until_gone(partial(session_members, process.pid, process.start_ticks))
     return list(live.values())
 
 
@@ -380,5 +414,13 @@ def _await_ended(live: dict[int, Found], limit_s: float) -> None:
             return
 
 
-def _pids() -> Iterator[int]:
-    return (int(name) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208
+def _others() -> Iterator[int]:
+    """Every pid but 1, the caller's and its ancestors'."""
+    spared = {1}
+    pid = os.getpid()
+    while pid > 1:
+        spared.add(pid)
+        stat = read_stat(pid)
+        pid = stat.ppid if stat is not None else 0
+    names = os.listdir("/proc")  # noqa: PTH208
+    return (pid for pid in map(int, filter(str.isdecimal, names)) if pid not in spared)
