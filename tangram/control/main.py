@@ -52,8 +52,8 @@ from tangram.spec import SpecError, load_documents
 log = logging.getLogger("tangram.controller")
 
 UNUSABLE: Final = 2
-#: Our own logs are looked at this often.
-ROTATE_S: Final = 30.0
+#: Our own logs and the socket are looked at this often.
+HOUSE_S: Final = 30.0
 
 
 class Unusable(Exception):
@@ -96,16 +96,16 @@ async def _run(options: argparse.Namespace) -> None:
         await parts.wire.start(paths.wire)
         _write_endpoints(paths, options)
         turning = asyncio.create_task(parts.loop.run(), name="loop")
-        rotating = asyncio.create_task(_rotate_logs(paths, options.workers), name="logs")
+        keeping = asyncio.create_task(_keep_house(paths, options.workers, parts.wire), name="house")
         # What is alive now lives as long as the process: the collector need not walk it again and again.
         gc.collect()
         gc.freeze()
         told = await asked.get()
         if told == signal.SIGINT:
             await _stop_replicas(parts, asked)
-        for task in (turning, rotating):
+        for task in (turning, keeping):
             task.cancel()
-        await asyncio.gather(turning, rotating, return_exceptions=True)
+        await asyncio.gather(turning, keeping, return_exceptions=True)
         log.info("controller ends; %s", "replicas were stopped" if told == signal.SIGINT else "replicas go on")
 
 
@@ -271,15 +271,19 @@ def _host(address: str) -> str:
     return address.rpartition(":")[0].strip("[]")
 
 
-async def _rotate_logs(paths: StatePaths, workers: int) -> None:
-    """Those of the controller and the gateway workers; the backend sees to those of the replicas."""
+async def _keep_house(paths: StatePaths, workers: int, wire: WireServer) -> None:
+    """Rotate the logs of controller and gateway workers (the backend sees to the replicas'); keep the wire's socket."""
     while True:
         for role in ("controller", *(f"worker-{i}" for i in range(workers))):
             try:
                 await asyncio.to_thread(rotate, paths.log(role))
             except OSError as error:
                 log.warning("the log of %s cannot be rotated: %s", role, error.strerror)
-        await asyncio.sleep(ROTATE_S)
+        try:
+            await wire.listen_again(paths.wire)
+        except OSError as error:
+            log.warning("no gateway worker can connect: %s: %s", paths.wire, error.strerror)
+        await asyncio.sleep(HOUSE_S)
 
 
 def _write_endpoints(paths: StatePaths, options: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ from gateway.wire import Snapshot
 from tangram.control import main
 from tangram.control.paths import FILE_MARKER, StatePaths, file_digest
 from tangram.control.store import Store
+from tangram.control.wire_server import WireServer
 from tangram.node.local import LocalBackend
 from tangram.spec import Documents, SpecError
 
@@ -120,13 +121,16 @@ async def test_our_own_logs_are_rotated(tmp_path: Path) -> None:
     for role in ("controller", "worker-0"):
         with paths.log(role).open("wb") as file:
             file.truncate(11_000_000)
-    rotating = asyncio.create_task(main._rotate_logs(paths, 2))
+    wire = WireServer(1, 2, lambda _: None, lambda _: None, lambda *_: None)
+    await wire.start(paths.wire)
+    keeping = asyncio.create_task(main._keep_house(paths, 2, wire))
     async with asyncio.timeout(20):
         while any(paths.log(r).stat().st_size for r in ("controller", "worker-0")):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-    rotating.cancel()
+    keeping.cancel()
     with contextlib.suppress(asyncio.CancelledError):
-        await rotating
+        await keeping
+    await wire.close()
     assert paths.log("controller").with_name("controller.log.1").exists()
 
 

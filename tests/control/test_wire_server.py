@@ -213,3 +213,17 @@ async def test_a_server_takes_the_place_of_a_dead_ones_socket(wired: Wired, tmp_
     await other.start(path)
     assert path.is_socket()
     await other.close()
+
+
+async def test_a_socket_that_somebody_removed_is_made_again(wired: Wired) -> None:
+    wired.server.publish(table(entry()))
+    before = await wired.connect(0, "e0")
+    await before.hear()
+    wired.path.unlink()
+    await wired.server.listen_again(wired.path)
+    await wired.server.listen_again(wired.path)
+    assert wired.path.stat().st_mode & 0o777 == 0o600
+    after = await wired.connect(1, "e1")
+    assert (await after.hear()).models == (entry(),)
+    wired.server.publish(table())
+    assert await before.hear() == await after.hear()
