@@ -60,8 +60,6 @@ class Adaptive:
         self.structural = tuning.get("structural", _STRUCTURAL_FROM)
         self.power = tuning.get("power", 2.0)
         self.blend = tuning.get("blend", 0.2)
-        self.prices = None
-        self.looks = 0
         self._engine: Engine | None = None
 
     # --- what is known of the fleet ---
@@ -184,7 +182,6 @@ class Adaptive:
     def _look(self, engine: Engine) -> None:
         """Reprice scarce spots; where that changes much, every cost is computed anew."""
         self._looked = engine.version
-        self.looks += 1
         spots = self._spots.sum(0)
         coming = self._weight * float(self._value.sum()) / self._mean
         ratio = (coming + 2 * np.sqrt(coming)) / np.maximum(spots, 0.5)
