@@ -39,7 +39,7 @@ Array = NDArray[Any]
 _CORE_PRICES: Final = np.array([0, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 20, 30, 50], np.float32)
 _GRADIENT: Final = 0.2
 _CONCENTRATION: Final = 0.01
-_SCARCITY: Final = 3.0
+_SCARCITY: Final = 14.0
 _SCARCE_FROM: Final = 0.1
 _STRUCTURAL_FROM: Final = 0.5
 _LOOK_EVERY: Final = 100
@@ -60,8 +60,6 @@ class Adaptive:
         self.structural = tuning.get("structural", _STRUCTURAL_FROM)
         self.power = tuning.get("power", 2.0)
         self.blend = tuning.get("blend", 0.2)
-        self.prices = None
-        self.looks = 0
         self._engine: Engine | None = None
 
     # --- what is known of the fleet ---
@@ -184,7 +182,6 @@ class Adaptive:
     def _look(self, engine: Engine) -> None:
         """Reprice scarce spots; where that changes much, every cost is computed anew."""
         self._looked = engine.version
-        self.looks += 1
         spots = self._spots.sum(0)
         coming = self._weight * float(self._value.sum()) / self._mean
         ratio = (coming + 2 * np.sqrt(coming)) / np.maximum(spots, 0.5)
