@@ -29,7 +29,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from packer.engine import Column, Engine
+from packer.engine import UNBOUNDED, Column, Engine
 from packer.mix import Mix, Shape
 from packer.prices import opportunity_prices
 
@@ -238,7 +238,8 @@ class Adaptive:
             spots = np.floor(number[:, group] / self._need[group])
             spots[:, group == len(self._need) - 1] = 1e6
             cost += (self._spots[at][:, acute] - np.minimum(hosts[rows], spots)) @ self._dear[acute]
-        stays = self.concentration * (engine.free[nodes] + cpu / 1000)
+        # What has no bound cannot be kept free.
+        stays = self.concentration * (engine.free[nodes] + np.where(cpu < UNBOUNDED // 2, cpu, 0) / 1000)
         cost = np.round(cost.astype(np.float64) + stays[rows], 4)
         if shape.devices != 1:
             return cost, np.zeros(len(nodes), np.int8)
