@@ -664,7 +664,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def _mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[str] = set()
     for key, _ in node.value:
-        if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+        if not isinstance(key, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(None, None, "a key is not text; write a word", key.start_mark)
+        if key.tag != "tag:yaml.org,2002:merge":
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key.value!r} is given twice; keep one", key.start_mark
@@ -695,6 +697,11 @@ def read_yaml(path: Path) -> list[Any]:
         raise SpecError(f"{path}: {where}{error.problem}") from error
     except yaml.YAMLError as error:
         raise SpecError(f"{path}: not YAML: {error}") from error
+    except RecursionError as error:
+        raise SpecError(f"{path}: is nested too deeply; a Model or Fleet needs a dozen levels at most") from error
+    except ValueError as error:
+        # A scalar that looks like a number or a date and is none that Python can hold.
+        raise SpecError(f"{path}: holds a value that cannot be read: {error}") from error
     base = path.resolve().parent
     for document in documents:
         runtime = _dig(document, "spec", "runtime")

@@ -449,6 +449,27 @@ def test_quantities_in_the_schema_are_integers_or_strings() -> None:
     assert any(node.get("x-kubernetes-int-or-string") for node in found)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: " + "[" * 5000, "nested too deeply"),
+        ("? [1, 2]\n: 3\n", "line 1, column 3: a key is not text"),
+        ("a: " + "9" * 5000, "holds a value that cannot be read"),
+        ("a: 2020-13-45", "holds a value that cannot be read"),
+        ("a: !!python/object/apply:os.system [id]", "could not determine a constructor"),
+        ("a: &a {b: *a}", "unconstructable recursive node"),
+    ],
+)
+def test_yaml_that_is_made_to_hurt_gets_one_line(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "fleet.yaml"
+    path.write_text(text)
+    with pytest.raises(SpecError) as caught:
+        load_documents(path)
+    assert said in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert len(str(caught.value).splitlines()) == 1
+
+
 # --- traffic, rollouts, tenants ---
 
 

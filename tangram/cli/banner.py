@@ -1,7 +1,8 @@
 """What `tangram up` prints once everything answers: `python -m tangram.cli.banner --state DIR`, short-lived.
 
-Waits until the gateway and every model's least number of replicas are ready (or a minute has passed), then prints the
-addresses and, for each model, one curl line that works as printed.
+Waits until the gateway and every model's least number of replicas are ready (or a minute has passed; a model that has
+no place or fails to start is not waited for), then prints the addresses and, for each model, one curl line that works
+as printed.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from tangram.control.paths import StatePaths
 EXAMPLE: Final = "tangram.dev/example"
 WAIT_S: Final = 60.0
 _POLL_S: Final = 0.2
+#: Seconds after which it is said what is waited for.
+_SAY_AFTER_S: Final = 3.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,11 +52,15 @@ Overview = tuple[Mapping[str, Any], Sequence[Mapping[str, Any]], Mapping[str, Ma
 def wait_until_ready(state: Path, admin: str | None, limit_s: float) -> Overview | None:
     """(status, models, spec of each model) once all is ready or the time is over; None if nobody ever answered."""
     parent, until = os.getppid(), time.monotonic() + limit_s
+    say_at: float | None = time.monotonic() + _SAY_AFTER_S
     latest = None
     while True:
         latest = _look(state, admin) or latest
-        if latest is not None and all_ready(*latest[:2]):
+        if latest is not None and all_settled(*latest[:2]):
             return latest
+        if say_at is not None and time.monotonic() >= say_at and latest is not None:
+            say_at = None
+            print(f"tangram: waiting for {', '.join(_awaited(latest[1])) or 'the gateway'}", flush=True)
         if time.monotonic() >= until or os.getppid() != parent:
             return latest
         time.sleep(_POLL_S)
@@ -69,9 +76,19 @@ def _look(state: Path, admin: str | None) -> Overview | None:
     return status, models, specs
 
 
-def all_ready(status: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> bool:
+def all_settled(status: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the gateway serves, and each model is ready or known to have no place or to fail to start."""
     gateway = status["workers"] and all(w["connected"] and w["applied"] > [0, 0] for w in status["workers"])
-    return bool(gateway) and not status["adopting"] and all(map(_ready, models))
+    return bool(gateway) and not status["adopting"] and not _awaited(models)
+
+
+def _awaited(models: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [m["name"] for m in models if not _ready(m) and not _hindered(m)]
+
+
+def _hindered(model: Mapping[str, Any]) -> str:
+    conditions = {c["type"]: c for c in model["conditions"] if c["status"] == "False"}
+    return next((str(conditions[t]["reason"]) for t in ("Placed", "Progressing") if t in conditions), "")
 
 
 def _ready(model: Mapping[str, Any]) -> bool:
@@ -95,7 +112,7 @@ def banner(
     if not models:
         lines.append("No models yet; add some with `tangram apply -f FILE`.")
     for model in models:
-        note = "" if _ready(model) else "   (not ready yet)"
+        note = "" if _ready(model) else f"   (not ready: {_hindered(model) or 'it still starts'})"
         lines += [f"# {model['name']}{note}", curl(gateway, specs[model["name"]])]
     lines += ["", f"Look around with `tangram get models{option}` or `tangram top{option}`; stop with Ctrl-C."]
     return "\n".join(lines)

@@ -105,7 +105,8 @@ def _missing(client: Client, name: str) -> str:
     if ready >= max(least, min(model.desired, model.max_replicas)) and not old:
         return ""
     told = [f"{r.name} is {r.phase}" + (f" ({r.message})" if r.message else "") for r in current if r.phase != "Ready"]
-    told += [f"{c.reason}: {c.message}" for c in model.conditions if c.type == "Placed" and c.status == "False"]
+    hindered = ("Placed", "Progressing")
+    told += [f"{c.reason}: {c.message}" for c in model.conditions if c.type in hindered and c.status == "False"]
     told += [f"{name} of the former revision is still there" for name in old]
     return "; ".join([f"{ready} of {max(least, model.desired)} ready", *told])
 

@@ -14,7 +14,7 @@ from tangram.control.views import DeviceView, ModelView, ReplicaView, StatusView
 
 _BAR: Final = 10
 _CALM: Final = frozenset({"Ready", "ScaledToZero"})
-_TROUBLED: Final = frozenset({"CrashLoopBackOff", "Unready", "NoFit", "NoReplicaReady"})
+_TROUBLED: Final = frozenset({"CrashLoopBackOff", "Unready", "NoFit", "NoReplicaReady", "ProgressDeadlineExceeded"})
 
 
 def picture(

@@ -106,6 +106,10 @@ def _rejected(decision: DecisionView) -> Iterable[str]:
         yield ""
         yield f"What found no place ({units.count(missing, 'replica')})"
         yield from (f"  {text}" for text in decision.refused)
+    if decision.waiting:
+        yield ""
+        yield "Why nothing is started at present"
+        yield f"  {decision.waiting}"
 
 
 def _done(decision: DecisionView, now: float) -> Iterable[str]:
@@ -116,3 +120,5 @@ def _done(decision: DecisionView, now: float) -> Iterable[str]:
     )
     yield from (f"    {text}" for text in decision.actions)
     yield from (f"    no place: {text}" for text in decision.refused)
+    if decision.waiting:
+        yield f"    {decision.waiting}"

@@ -65,9 +65,8 @@ def _change(decision: DecisionView) -> str:
 
 
 def _what(decision: DecisionView) -> str:
-    return "; ".join((*decision.actions, *(f"no place: {text}" for text in decision.refused))) or "; ".join(
-        decision.reasons
-    )
+    hindered = [*(f"no place: {text}" for text in decision.refused), decision.waiting]
+    return "; ".join(filter(None, [*decision.actions, *hindered])) or "; ".join(decision.reasons)
 
 
 MODELS: Final[Kind[ModelView]] = Kind(

@@ -17,7 +17,7 @@ from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
 from tangram.control import openapi
-from tangram.control.facade import Facade, NotFound
+from tangram.control.facade import Facade, NotFound, NotRecorded
 from tangram.control.openapi import OPERATIONS, BadParameter, Operation
 from tangram.control.security import MAX_BODY, Guard
 from tangram.control.views import ApplyRequest, ErrorView, NewKeyRequest, ScaleRequest, UndoRequest
@@ -68,6 +68,9 @@ def make_app(facade: Facade, token: str, allowed_hosts: Iterable[str] = ()) -> w
             return _error(400, str(error))
         except NotFound as error:
             return _error(404, str(error.args[0]) if error.args else "not found")
+        except NotRecorded as error:
+            _log.error("%s", error)
+            return _error(503, str(error))
         except SpecError as error:
             problems = [line[:_PROBLEM_LENGTH] for line in str(error).splitlines()]
             return _error(422, "not accepted; nothing was changed", problems)

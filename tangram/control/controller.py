@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from autoscaler.policy import State as PolicyState
-from packer.inventory import Device, Inventory
+from packer.inventory import ClassRefusal, Device, Inventory
 from packer.verify import verify
 from tangram import __version__
 from tangram.control import present
-from tangram.control.facade import ModelMetrics, NotFound
+from tangram.control.facade import ModelMetrics, NotFound, NotRecorded
 from tangram.control.loop import ControlLoop
 from tangram.control.state import ControllerState, ModelState
 from tangram.control.store import Store
@@ -213,8 +215,8 @@ class Controller:
             change = _change(self._tenancy.tenants.get(tenant.name), tenant)
             changes.append(AppliedView(kind="Tenant", name=tenant.name, change=change))
         if not dry_run:
-            self._take_tenants(documents, remove_tenants)
-            self._commit(documents, inventory, [n for n in remove if n in state.models], direct=direct)
+            gone = [n for n in remove if n in state.models]
+            self._commit(documents, inventory, gone, remove_tenants, direct=direct)
         return ApplyView(applied=tuple(changes))
 
     def _check(self, documents: Documents, kept: Sequence[Model], inventory: Inventory) -> None:
@@ -246,21 +248,17 @@ class Controller:
         if problems:
             raise SpecError("\n".join(problems))
 
-    def _take_tenants(self, documents: Documents, remove: Sequence[str]) -> None:
-        tenancy = self._tenancy
-        with self._store.transaction():
-            for tenant in documents.tenants:
-                self._store.put_tenant(tenant)
-                tenancy.tenants[tenant.name] = tenant
-            for name in remove:
-                if name in tenancy.tenants:
-                    tenancy.delete(name)
-        if documents.tenants or remove or documents.fleet is not None:
-            tenancy.publish(documents.fleet or self._state.fleet)
-
-    def _commit(self, documents: Documents, inventory: Inventory, remove: Sequence[str], *, direct: bool) -> None:
+    def _commit(
+        self,
+        documents: Documents,
+        inventory: Inventory,
+        remove: Sequence[str],
+        remove_tenants: Sequence[str],
+        *,
+        direct: bool,
+    ) -> None:
         now = time.time()
-        with self._store.transaction():
+        with self._recording():
             if documents.fleet is not None:
                 self._store.put_fleet(documents.fleet)
             for model in documents.models:
@@ -268,6 +266,10 @@ class Controller:
                 self._store.put_revision(model, now)
             for name in remove:
                 self._store.delete_model(name)
+            for tenant in documents.tenants:
+                self._store.put_tenant(tenant)
+            for name in remove_tenants:
+                self._store.delete_tenant(name)
         if documents.fleet is not None:
             self._state.fleet = documents.fleet
             self._state.inventory = inventory
@@ -275,6 +277,9 @@ class Controller:
             self._put(model, now, direct=direct)
         for name in remove:
             self._forget(name)
+        if documents.tenants or remove_tenants or documents.fleet is not None:
+            self._tenancy.take(documents.tenants, remove_tenants)
+            self._tenancy.publish(self._state.fleet)
         self._loop.nudge()
 
     def _put(self, model: Model, now: float, *, direct: bool) -> None:
@@ -290,8 +295,8 @@ class Controller:
             entry.rollout = rollout.follow(entry.rollout, before, after, model.spec.rollout, now, direct=direct)
             self._store.put_rollout(model.name, entry.rollout)
             entry.revisions = {r.revision: r.model for r in self._store.revisions(model.name)}
-        entry.model = model
-        entry.woken = True
+        if entry.model != model:
+            entry.model, entry.changed = model, True
 
     def _forget(self, name: str) -> None:
         self._state.models.pop(name, None)
@@ -333,7 +338,7 @@ class Controller:
         return self._tenancy.views()
 
     async def delete_tenant(self, name: str) -> None:
-        with self._store.transaction():
+        with self._recording():
             self._tenancy.delete(name)
         self._tenancy.publish(self._state.fleet)
 
@@ -341,19 +346,32 @@ class Controller:
         return self._tenancy.key_views()
 
     async def create_key(self, tenant: str) -> NewKeyView:
-        made = self._tenancy.create(tenant, time.time())
+        with self._recording():
+            made = self._tenancy.create(tenant, time.time())
         self._tenancy.publish(self._state.fleet)
         return made
 
     async def revoke_key(self, id: str) -> None:
-        self._tenancy.revoke(id)
+        with self._recording():
+            self._tenancy.revoke(id)
         self._tenancy.publish(self._state.fleet)
 
     async def delete(self, name: str) -> None:
         self._entry(name)
-        self._store.delete_model(name)
+        with self._recording():
+            self._store.delete_model(name)
         self._forget(name)
         self._loop.nudge()
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        try:
+            with self._store.transaction():
+                yield
+        except sqlite3.Error as error:
+            raise NotRecorded(
+                f"the change cannot be recorded: {error}; nothing was changed; see to the disk of the state directory"
+            ) from error
 
 
 def _monotonic() -> float:
@@ -375,12 +393,11 @@ _FIELDS = {
     "model": "spec.slice.deviceSelector.models",
     "label": "spec.slice.deviceSelector.matchLabels",
     "mechanism": "spec.slice.mechanism",
-    "too-large": "spec.slice.memory.request",
-    "memory": "spec.slice.memory.request",
-    "compute": "spec.slice.compute",
 }
 
 
-def _slice_field(refusals: Sequence[Any]) -> str:
-    fields = {_FIELDS.get(r.reason, "spec.slice") for r in refusals}
+def _slice_field(refusals: Sequence[ClassRefusal]) -> str:
+    # What is left is too large: for the device itself, or else for what its node has of CPU and memory.
+    too_large = ("spec.resources.requests", "spec.slice.memory.request")
+    fields = {_FIELDS.get(r.reason, too_large[r.missing_mib > 0]) for r in refusals}
     return fields.pop() if len(fields) == 1 else "spec.slice"

@@ -282,7 +282,7 @@ _ERRORS: Final = {
     415: "The body is not application/json",
     422: "What was sent cannot be accepted; nothing was changed; details has one line a problem",
     500: "The controller failed; its log says how",
-    503: "Not yet",
+    503: "Not yet, or the change cannot be recorded; nothing was changed",
 }
 
 
@@ -357,6 +357,8 @@ def _describe(operation: Operation, refs: Any) -> dict[str, Any]:
             }
         answers["200"] = {"description": operation.summary, "content": {"application/json": {"schema": schema}}}
     common = (400, 403, 500) if operation.open else (400, 401, 403, 500)
+    if operation.method != "GET":
+        common = (*common, 503)
     for status in sorted({*common, *operation.errors}):
         answers[str(status)] = {"$ref": f"#/components/responses/{status}"}
     described: dict[str, Any] = {

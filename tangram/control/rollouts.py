@@ -69,7 +69,7 @@ def _roll_back(entry: ModelState, store: Store, ended: Rollout, now: float) -> N
     if former is None:
         return
     entry.model = rollout.restored(entry.model, former)
-    entry.attempts = planner.Attempts()
+    entry.attempts, entry.changed = planner.Attempts(), True
     store.fail_revision(entry.model.name, ended.revision, ended.message)
     store.put_model(entry.model, now)
     store.put_revision(entry.model, now)

@@ -35,6 +35,9 @@ class ModelState:
     start_times_s: deque[float] = field(default_factory=lambda: deque(maxlen=8))
     """Seconds to ready of the last starts."""
     woken: bool = False
+    """Whether a request waits and no replica is there."""
+    changed: bool = False
+    """Whether the spec was changed since the last recommendation."""
     rollout: Rollout | None = None
     """The last one, also once it has ended."""
     revisions: dict[str, Model] = field(default_factory=dict)
@@ -64,6 +67,8 @@ class ControllerState:
     ordinals: dict[str, int] = field(default_factory=dict)
     oversold: tuple[str, ...] = ()
     outcomes: OutcomeTracker = field(default_factory=OutcomeTracker)
+    moves: deque[float] = field(default_factory=deque)
+    """When the moves of the last hour began."""
 
     def of_model(self, name: str) -> list[Replica]:
         """Replicas of a model, by name."""

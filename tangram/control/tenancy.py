@@ -66,6 +66,10 @@ class Tenancy:
         if not self._store.delete_key(id):
             raise NotFound(f"no key {id!r}; `tangram key list` shows all")
 
+    def take(self, changed: Sequence[Tenant], removed: Sequence[str]) -> None:
+        """Follow what has been recorded."""
+        self.tenants = {n: t for n, t in self.tenants.items() if n not in removed} | {t.name: t for t in changed}
+
     def delete(self, name: str) -> None:
         """Remove a tenant and its keys. Raises NotFound."""
         self._tenant(name)

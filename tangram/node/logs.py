@@ -28,6 +28,8 @@ KEPT: Final = 50
 #: Logs of Tangram's own processes, which lie in the same folder.
 _OURS: Final = re.compile(r"supervisor|controller|worker-\d+")
 _CHUNK: Final = 256 * 1024
+#: Bytes that a tail looks back at most, however long the lines.
+_TAIL_BYTES: Final = 1024 * 1024
 _POLL_S: Final = 0.2
 
 
@@ -67,7 +69,10 @@ def _rotate(path: Path, current: IO[bytes], parts: int) -> None:
 
 
 def tail(path: Path, lines: int) -> str:
-    """The last lines, from rotated parts too where the current one is too short. Raises FileNotFoundError."""
+    """The last lines, from rotated parts too where the current one is too short, at most 1 MiB of them.
+
+    Raises FileNotFoundError.
+    """
     with path.open("rb") as current, _locked(current, fcntl.LOCK_SH):
         return _last(path, current, lines).decode("utf-8", "replace")
 
@@ -141,24 +146,27 @@ def _last(path: Path, current: IO[bytes], lines: int) -> bytes:
     # More than is wanted, since a rotation may have cut a line in two.
     found = _last_of(current, lines + 1)
     number = 1
-    while len(_split(found)) <= lines and part(path, number).exists():
+    while len(_split(found)) <= lines and len(found) < _TAIL_BYTES and part(path, number).exists():
         with part(path, number).open("rb") as older:
             found = _last_of(older, lines + 2 - len(_split(found))) + found
         number += 1
-    return b"".join(_split(found)[-lines:]) if lines > 0 else b""
+    return b"".join(_split(found)[-lines:])[-_TAIL_BYTES:] if lines > 0 else b""
 
 
 def _last_of(file: IO[bytes], lines: int, start: int = 0) -> bytes:
     if lines <= 0:
         return b""
-    position = file.seek(0, os.SEEK_END)
-    found = b""
-    while position > start and found.count(b"\n") <= lines:
+    end = file.seek(0, os.SEEK_END)
+    start = max(start, end - _TAIL_BYTES)
+    position, ends = end, 0
+    pieces: list[bytes] = []
+    while position > start and ends <= lines:
         step = min(_CHUNK, position - start)
         position -= step
         file.seek(position)
-        found = file.read(step) + found
-    return b"".join(_split(found)[-lines:])
+        pieces.append(file.read(step))
+        ends += pieces[-1].count(b"\n")
+    return b"".join(_split(b"".join(reversed(pieces)))[-lines:])
 
 
 def _split(text: bytes) -> list[bytes]:
@@ -178,7 +186,8 @@ def _unread(path: Path, before: tuple[int, int] | None, position: int) -> Iterat
     for index, older in enumerate(reversed(newer)):
         with older.open("rb") as file:
             file.seek(position if index == 0 else 0)
-            yield file.read()
+            while piece := file.read(_CHUNK):
+                yield piece
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

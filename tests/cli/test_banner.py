@@ -62,7 +62,7 @@ def test_it_prints_addresses_and_a_line_for_each_model(
 def test_it_does_not_wait_for_ever(facade: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     facade.replica_views.clear()
     assert banner.main(["--state", str(tmp_path / ".tangram"), "--wait", "0"]) == 0
-    assert "# digits   (not ready yet)" in capsys.readouterr().out
+    assert "# digits   (not ready: it still starts)" in capsys.readouterr().out
     assert banner.main(["--state", str(tmp_path / "nothing"), "--wait", "0"]) == 0
     assert "does not answer yet" in capsys.readouterr().out
 
@@ -70,9 +70,21 @@ def test_it_does_not_wait_for_ever(facade: Any, capsys: pytest.CaptureFixture[st
 def test_a_model_at_zero_is_ready_and_an_adopting_controller_is_not(facade: Any) -> None:
     model = json.loads(facade.model("digits").model_dump_json(by_alias=True))
     status = json.loads(facade.status().model_dump_json(by_alias=True))
-    assert banner.all_ready(status, [model])
-    assert not banner.all_ready(status, [model | {"ready": 0}])
-    assert banner.all_ready(status, [model | {"ready": 0, "minReplicas": 0}])
-    assert banner.all_ready(status, [model | {"ready": 0, "fixedReplicas": 0}])
-    assert not banner.all_ready(status | {"adopting": True}, [model])
-    assert not banner.all_ready(status | {"workers": []}, [model])
+    assert banner.all_settled(status, [model])
+    assert not banner.all_settled(status, [model | {"ready": 0}])
+    assert banner.all_settled(status, [model | {"ready": 0, "minReplicas": 0}])
+    assert banner.all_settled(status, [model | {"ready": 0, "fixedReplicas": 0}])
+    assert not banner.all_settled(status | {"adopting": True}, [model])
+    assert not banner.all_settled(status | {"workers": []}, [model])
+
+
+def test_a_model_that_cannot_start_is_not_waited_for_and_says_why(facade: Any, tmp_path: Path) -> None:
+    model = json.loads(facade.model("digits").model_dump_json(by_alias=True)) | {"ready": 0}
+    status = json.loads(facade.status().model_dump_json(by_alias=True))
+    failing = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": ""}
+    model["conditions"] = [failing]
+    assert banner.all_settled(status, [model])
+    text = banner.banner(status, [model], {"digits": spec()}, state=tmp_path)
+    assert "# digits   (not ready: ProgressDeadlineExceeded)" in text
+    model["conditions"] = [failing | {"status": "True"}]
+    assert not banner.all_settled(status, [model])

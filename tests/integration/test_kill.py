@@ -44,7 +44,7 @@ async def test_of_a_replica_only_its_own_in_flight_requests_fail(installation: A
         await load.flow()
         killed_at = time.monotonic()
         os.kill(first["pid"], signal.SIGKILL)
-        await until(lambda: len(installation.replicas()) == 2)
+        await until(lambda: len(r := installation.replicas()) == 2 and first["pid"] not in {one["pid"] for one in r})
         await load.flow()
     # Requests in flight at the kill may fail, unless they are safe to repeat, as inference is.
     assert all(f.started <= killed_at <= f.ended for f in load.failures), load.failures

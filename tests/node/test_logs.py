@@ -255,3 +255,10 @@ def test_only_the_latest_logs_of_what_is_gone_are_kept(tmp_path: Path) -> None:
         *("old.log", "older.log", "live.log", "x.log.log", "other.txt"),
         *("controller.log", "supervisor.log", "worker-0.log", "worker-10.log"),
     }
+
+
+def test_a_tail_is_bounded_however_long_the_lines(tmp_path: Path) -> None:
+    log = tmp_path / "x.log"
+    log.write_bytes((b"x" * 1_000_000 + b"\n") * 20)
+    found = logs.tail(log, 100)
+    assert 900_000 < len(found) <= 1024 * 1024
