@@ -3,6 +3,9 @@
 - What the parser refuses is answered with a request id, and 431 where the head is too large.
 - A head that is not whole in time, or grows too large, ends its connection: aiohttp itself would wait for it as long as
   for the next request, and hold what came.
+- The parser mistakes the last trailer field of a request for a field of the next one. So a request in chunks ends its
+  connection, unless nothing but the last chunk was the end of it.
+- Where the gateway ends a connection, it ends its own side first, so that its last answer is not lost to a reset.
 - A client that leaves is noticed while nothing is read from it, too. While a body that nobody reads fills its buffers,
   the event loop does not look at the socket; so now and then the kernel is asked for the state of such connections.
 - A client that ends only its own side gets what can be answered at once. Whether it has left or waits cannot be known,
@@ -18,8 +21,8 @@ import socket
 from http import HTTPStatus
 from typing import Final
 
-from aiohttp import web
-from aiohttp.http import RawRequestMessage
+from aiohttp import StreamReader, web
+from aiohttp.http import HttpRequestParser, RawRequestMessage
 from aiohttp.http_exceptions import LineTooLong
 
 from gateway import headers, heads
@@ -30,6 +33,7 @@ log = logging.getLogger("gateway.app")
 
 _MAX_LINE_BYTES: Final = 16 * 1024
 _INET: Final = (socket.AF_INET, socket.AF_INET6)
+_PLAIN_END: Final = b"\r\n0\r\n\r\n"
 _LOOK_S: Final = 0.4
 _LINGER_S: Final = 2.0
 #: Linux' tcp_states.h: the peer has ended its side, or the connection is gone.
@@ -39,10 +43,32 @@ _GONE_STATES: Final = frozenset({4, 5, 6, 7, 8, 9, 11})
 class ClientConnection(web.RequestHandler):
     """One connection of a client."""
 
-    __slots__ = ("_head_bytes", "_head_timer", "_lingering")
+    __slots__ = ("_answered", "_body", "_failed", "_head_bytes", "_head_timer", "_last", "_lingering")
 
     def __init__(self, manager: ClientServer, **options: object) -> None:
         super().__init__(manager, **options)  # type: ignore[arg-type]
+        # Of requests that come in one piece, those before a malformed one are to be answered: the parser would give up
+        # all of them. So it goes on to the next only once the one before has been taken.
+        self._max_msg_queue_size = 1
+        self._msg_queue_resume_size = 0
+        self._parser = HttpRequestParser(
+            self,
+            self._loop,
+            self._read_bufsize,
+            max_line_size=_MAX_LINE_BYTES,
+            max_field_size=_MAX_LINE_BYTES,
+            payload_exception=web.RequestPayloadError,
+            auto_decompress=False,
+            max_msg_queue_size=1,
+        )
+        self._body: StreamReader | None = None
+        """Of the last request that came."""
+        self._answered: StreamReader | None = None
+        """Body of the last request that was answered."""
+        self._failed = False
+        """The parser gave up."""
+        self._last = b""
+        """The last bytes that came."""
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._lingering: asyncio.Transport | None = None
@@ -68,10 +94,22 @@ class ClientConnection(web.RequestHandler):
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, stall_ms)
 
     def data_received(self, data: bytes) -> None:
+        if self._failed:
+            return
+        if data:
+            self._last = (self._last + data[-len(_PLAIN_END) :])[-len(_PLAIN_END) :]
+        unfinished = self._body is not None and not self._body.is_eof()
         super().data_received(data)
+        if unfinished and not self._messages and self._body is not None and self._body.is_eof():
+            # The parser stops where a body ends, and holds what follows until it is asked again.
+            super().data_received(b"")
         if self._messages:
             self._head_came()
-            if not isinstance(self._messages[-1][0], RawRequestMessage):
+            message, body = self._messages[-1]
+            if isinstance(message, RawRequestMessage):
+                self._body = body
+            else:
+                self._failed = True
                 self._fail_body()
         elif data and self.idle and not self._upgraded and not self._force_close:
             self._head_bytes += len(data)
@@ -85,9 +123,19 @@ class ClientConnection(web.RequestHandler):
                     "the head of the request did not come in time",
                 )
 
+    def ended_plainly(self, body: StreamReader) -> bool:
+        """Whether a body in chunks has ended without trailer fields, and nothing came after it.
+
+        This parser takes the last trailer field of a request for a field of the request after it, so there must be none
+        after it on this connection.
+        """
+        return self._body is body and body.is_eof() and not self._failed and self._last == _PLAIN_END
+
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """True keeps the connection open for the answer."""
         request = self._current_request
+        if self._lingering is not None:
+            return None
         if self._payload_parser is not None:
             self._payload_parser.feed_eof()
             return True
@@ -120,16 +168,47 @@ class ClientConnection(web.RequestHandler):
 
     def _fail_body(self) -> None:
         """The parser gave up, maybe within a body: whoever reads that body would wait for ever."""
-        if len(self._messages) > 1:
-            body = self._messages[-2][1]
-        elif self._current_request is not None:
-            body = self._current_request.content
-        else:
+        body = self._body
+        if body is None or body.is_eof():
             return
-        if not body.is_eof():
+        if body is self._answered:
+            # What reads it now only wants to be rid of it.
+            body.feed_eof()
+        else:
             body.set_exception(web.RequestPayloadError("the body is not valid HTTP"))
 
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        self._answered = request.content
+        return await super().finish_response(request, resp, start_time)
+
     # --- its end ---
+
+    def linger(self) -> None:
+        """End our side once all is written, and drop what still comes for a while.
+
+        To close a connection while the client sends resets it, and what was written last may be lost with it.
+        """
+        transport, self.transport = self.transport, None
+        if transport is None or transport.is_closing():
+            return
+        if transport.can_write_eof():
+            transport.write_eof()
+        transport.resume_reading()
+        self._close = True
+        self._lingering = transport
+        self._loop.call_later(_LINGER_S, self._lingered)
+
+    def _lingered(self) -> None:
+        transport = self._lingering
+        if transport is None or transport.is_closing():
+            return
+        if transport.get_write_buffer_size():
+            # Still on its way to a slow reader; the kernel ends that where nothing of it is taken.
+            self._loop.call_later(_LINGER_S, self._lingered)
+        else:
+            transport.close()
 
     def force_close(self) -> None:
         super().force_close()
@@ -182,13 +261,8 @@ class ClientConnection(web.RequestHandler):
         return SENT[False]
 
     def _write_last(self, status: int, text: str, request_id: str) -> None:
-        """An answer to something that is of no protocol; then the end of the connection.
-
-        Closing it while the client still sends would reset it, and the answer might be lost with it. So only our side
-        is ended, and what comes is dropped for a while.
-        """
-        transport, self.transport = self.transport, None
-        if transport is None or transport.is_closing():
+        """An answer to something that is of no protocol; then the end of the connection."""
+        if self.transport is None or self.transport.is_closing():
             return
         body = json.dumps({"error": text}).encode() + b"\n"
         fields = [
@@ -197,12 +271,9 @@ class ClientConnection(web.RequestHandler):
             (b"Content-Length", b"%d" % len(body)),
             (b"Connection", b"close"),
         ]
-        transport.write(headers.serialize(status, HTTPStatus(status).phrase.encode("ascii"), fields) + body)
-        if transport.can_write_eof():
-            transport.write_eof()
-        self._close = True
-        self._lingering = transport
-        self._loop.call_later(_LINGER_S, transport.abort)
+        head = headers.serialize(status, HTTPStatus(status).phrase.encode("ascii"), fields)
+        self.transport.write(head + body)
+        self.linger()
 
 
 class ClientServer(web.Server):

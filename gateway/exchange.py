@@ -14,9 +14,9 @@ import struct
 from collections.abc import Iterable
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Final
+from typing import Final, Protocol, cast
 
-from aiohttp import web
+from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import HttpVersion10, HttpVersion11
 
@@ -57,6 +57,16 @@ class _Sent(web.StreamResponse):
 SENT: Final = {keep_alive: _Sent(keep_alive) for keep_alive in (True, False)}
 
 
+class Connected(Protocol):
+    """What a client's connection can do besides what aiohttp knows of."""
+
+    def linger(self) -> None:
+        """End it such that what was written arrives."""
+
+    def ended_plainly(self, body: StreamReader) -> bool:
+        """Whether another request may follow one whose body came in chunks."""
+
+
 class Exchange:
     """A client's request and the state of its answer."""
 
@@ -83,6 +93,10 @@ class Exchange:
         self._stall_s = stall_s
         self._chunked = False
         self._proceeded = False
+
+    @property
+    def _client(self) -> Connected:
+        return cast(Connected, self.request.protocol)
 
     @property
     def peer(self) -> str:
@@ -166,6 +180,8 @@ class Exchange:
                 fields.append((b"Transfer-Encoding", b"chunked"))
             else:
                 self.keep_alive = False
+        if "Transfer-Encoding" in self.request.headers and not self._client.ended_plainly(self.request.content):
+            self.keep_alive = False
         if not self.keep_alive:
             fields.append((b"Connection", b"close"))
         elif self.request.version == HttpVersion10:
@@ -187,7 +203,16 @@ class Exchange:
 
     def sent(self) -> web.StreamResponse:
         """What to return to aiohttp when the answer is written."""
+        if not self.keep_alive:
+            self._linger()
         return SENT[self.keep_alive]
+
+    def _linger(self) -> None:
+        content = self.request.content
+        if not content.is_eof():
+            # Or aiohttp would wait for the rest of it.
+            content.feed_eof()
+        self._client.linger()
 
     def cut(self) -> web.StreamResponse:
         """End the connection within the answer, such that the client sees that it is not whole."""
@@ -199,6 +224,8 @@ class Exchange:
             if raw is not None:
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             transport.abort()
+        else:
+            self._linger()
         return SENT[False]
 
     def abandon(self) -> web.StreamResponse:
@@ -222,6 +249,9 @@ class Exchange:
             fields.append((b"Retry-After", b"%d" % retry_after_s))
         if close or (not self._proceeded and "Expect" in self.request.headers and not self.request.content.is_eof()):
             # A client that waits for 100 may send its body or not: only the end of the connection is unambiguous.
+            self.keep_alive = False
+        if self.request.content.exception() is not None:
+            # Where the body is malformed, nobody knows where the next request begins.
             self.keep_alive = False
         head = self.head(status, HTTPStatus(status).phrase.encode(), fields, length=len(body), bodiless=False)
         self.write(head if self.request.method == "HEAD" else head + body)

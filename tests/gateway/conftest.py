@@ -237,11 +237,11 @@ class Client:
             raise Truncated(repr(part))
         return Response(
             event.status_code,
-            [(n.decode(), v.decode()) for n, v in event.headers.raw_items()],
+            [(n.decode(), v.decode("latin-1")) for n, v in event.headers.raw_items()],
             body,
-            [(n.decode(), v.decode()) for n, v in part.headers.raw_items()],
+            [(n.decode(), v.decode("latin-1")) for n, v in part.headers.raw_items()],
             informational,
-            event.reason.decode(),
+            event.reason.decode("latin-1"),
         )
 
     async def ask(self, data: bytes) -> Response:

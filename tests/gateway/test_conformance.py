@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -179,6 +180,24 @@ async def test_accepted_and_forwarded_in_one_form(gateway, replica, name):
     assert seen.target == (target or "/v2/models/m/infer")
     assert seen["Host"] == (host or f"127.0.0.1:{one.port}")
     assert len(one.seen) == 1
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_trailers_never_become_fields_of_the_next_request(gateway, replica, kit, together):
+    one = await replica()
+    gateway.model("m", one)
+    client = await gateway.client()
+    first = P + H + CHUNKED + b"\r\n1\r\na\r\n0\r\nX-One: 1\r\nX-Two: 2\r\n\r\n"
+    client.send(first + (G + H + b"\r\n" if together else b""))
+    answer = await client.response()
+    assert (answer.status, answer["Connection"]) == (200, "close")
+    with contextlib.suppress(ConnectionError):
+        client.send(G + H + b"\r\n")
+    assert await client.ended()
+    assert len(one.seen) == 1
+    plain = await gateway.client()
+    for _ in range(3):
+        assert (await plain.ask(P + H + CHUNKED + b"\r\n1\r\na\r\n" + LAST)).body == b"a"
 
 
 async def test_options_of_the_whole_server_is_answered(gateway):
