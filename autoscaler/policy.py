@@ -17,15 +17,21 @@ Counts include starting replicas, so what was asked for is not asked for again w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autoscaler import behavior as hpa
+from autoscaler.need import boost
 from autoscaler.signals import Say, Scene, look, read
-from autoscaler.state import State, observe, standing
-from autoscaler.types import Recommendation, Sample, ScalingPolicy, Supply
+from autoscaler.state import State, doubt, observe, standing
+from autoscaler.types import Behavior, Recommendation, Rules, Sample, ScalingPolicy, Supply
 from autoscaler.window import FULL_SHARE, STABLE_S
 
 __all__ = ["State", "recommend"]
+
+BOOST_S = 15.0
+"""A slice that has grown stays so for this long at least."""
+_EXACT = Behavior(Rules(0.0, "Max", (), 0.0), Rules(0.0, "Max", (), 0.0))
+"""For needs that carry their own margin: a tolerance would take it away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +53,12 @@ def recommend(
     lies within [min_replicas, max_replicas] unless `fixed_replicas` is set, which is recommended as it is.
     """
     current = standing(state, supply, now)
-    seen = observe(state, supply, sample, current, now)
-    scene = look(supply, sample, seen, current, now)
+    sample, doubted_from = doubt(state, sample, now)
+    seen = observe(state, supply, sample, current, policy.concurrency_limit, now)
+    scene = look(policy, supply, sample, seen, current, now)
     says = read(policy, scene)
     decided = _decide(says, current, policy)
-    blind = _blindness(scene)
+    blind = _blindness(scene, doubted_from)
     idle = _is_idle(policy, scene, blind)
     verdict = _idle(_hold(decided, current, blind), policy, scene, idle)
 
@@ -73,27 +80,40 @@ def recommend(
     events = hpa.remember_event(seen.events, now, 0 if policy.fixed_replicas is not None else verdict.count - current)
     verdict = _fix(verdict, policy)
 
+    boosted, boosted_until = _boost(policy, scene)
     recommendation = Recommendation(
         replicas=verdict.count,
         previous=supply.ready + supply.starting,
         signal=verdict.signal,
         readings=tuple(say.reading for say in says),
         reasons=verdict.reasons,
+        boost=boosted,
+        capacity=scene.capacity.rate if scene.capacity else None,
     )
-    return recommendation, State(
-        started=seen.started,
+    return recommendation, replace(
+        seen,
         wanted=verdict.count,
-        spans=seen.spans,
         highs=highs,
         lows=lows,
         events=events,
         judged_at=judged_at,
-        silent_from=seen.silent_from,
-        silent_until=seen.silent_until,
-        strained_from=seen.strained_from,
+        doubted_from=doubted_from,
         carried=scene.carried,
-        ready=seen.ready,
+        boost=boosted,
+        boosted_until=boosted_until,
     )
+
+
+def _boost(policy: ScalingPolicy, scene: Scene) -> tuple[float, float]:
+    """How many times its slice each replica should have, and until when it keeps that at least."""
+    state, now = scene.state, scene.now
+    if policy.max_boost <= 1.0 or scene.capacity is None:
+        return 1.0, 0.0
+    ready = scene.supply.ready
+    wanted = boost(scene.capacity, scene.rate, scene.queued or 0.0, ready, policy.max_boost, policy.objective)
+    if wanted >= state.boost:
+        return wanted, now + BOOST_S
+    return (state.boost, state.boosted_until) if now < state.boosted_until else (wanted, now + BOOST_S)
 
 
 def _decide(says: tuple[Say, ...], current: int, policy: ScalingPolicy) -> _Verdict:
@@ -106,7 +126,7 @@ def _decide(says: tuple[Say, ...], current: int, policy: ScalingPolicy) -> _Verd
         notes = tuple(say.reading.note for say in says if say.reading.replicas is None)
         return _Verdict(current, "hold", (*notes, f"no signal has anything to go by: keeps {current}"))
 
-    counts = [hpa.propose(say.up, say.down, current, policy.behavior) for say in present]
+    counts = [hpa.propose(say.up, say.down, current, _EXACT if say.is_exact else policy.behavior) for say in present]
     count = max(counts)
     # Among equals the one that asked for most itself has decided.
     best = max(range(len(counts)), key=lambda i: (counts[i], present[i].reading.replicas or 0))
@@ -122,8 +142,11 @@ def _decide(says: tuple[Say, ...], current: int, policy: ScalingPolicy) -> _Verd
     return verdict
 
 
-def _blindness(scene: Scene) -> str:
+def _blindness(scene: Scene, doubted_from: float | None) -> str:
     """Why the data do not suffice to shrink; empty when they do."""
+    if doubted_from is not None:
+        gone = f"{scene.state.flying:.0f} requests were under way and none completed"
+        return f"the gateway reads 0 since {scene.now - doubted_from:.0f} s although {gone}: not believed"
     if scene.sample.arrivals is None:
         return "no gateway worker reported"
     seen = scene.now - scene.state.started
