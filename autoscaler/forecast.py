@@ -8,7 +8,7 @@ Arrivals are counted in buckets of 10 s. At the end of each bucket every expert 
     every P                        for P of 1, 2, 3, 5, 10, 15, 20, 30 and 60 min: the mean of what up to three
                                    earlier periods brought at that phase, each shifted by how the level has moved since
 
-When the bucket comes, each expert's error is known, in units of rate^0.75 (between Poisson's square root and a share).
+When the bucket comes, each expert's error is known, in units of the root of the rate, as Poisson's.
 Its mean and its upward spread, both exponentially forgotten, turn a prediction into a quantile; the quantile's pinball
 loss, forgotten likewise, is how an expert is judged, and its weight in the forecast is (least loss / its loss)^8.
 
@@ -31,13 +31,15 @@ PERIODS_S = (60, 120, 180, 300, 600, 900, 1200, 1800, 3600)
 _PLAIN = ("the last 20 s", "the last minute", "the last 5 minutes", "half a minute and 5 minutes", "the trend")
 NAMES = (*_PLAIN, *(f"what came every {p // 60} min" for p in PERIODS_S))
 EXPERTS = len(NAMES)
-HIGH_Z = 1.0
+HIGH_Z = 1.2
 """Upward deviations from an expert's mean error to the high forecast."""
 MIDDLE_Z = 0.0
 QUANTILE = 0.9
 """At which experts are compared."""
-SCALE_POWER = 0.75
-FORGET = 0.01
+SCALE_POWER = 0.5
+LEAST_SHARE = 0.1
+"""Of an error's variance, what is left at least when the chance of single arrivals is taken off."""
+FORGET = 0.005
 """Weight of the newest error."""
 FIRST_SPREAD = 0.05
 """Variance of an error before any is known, and the number of errors that it stands for."""
@@ -60,7 +62,7 @@ class Forecast(NamedTuple):
 
 
 class Expert(NamedTuple):
-    """How one expert has done; errors are in units of rate^0.75."""
+    """How one expert has done; errors are in units of the root of the rate."""
 
     errors: int = 0
     bias: float = 0.0
@@ -220,8 +222,11 @@ def _mix(rates: tuple[float, ...], experts: tuple[Expert, ...], due: float) -> t
         weight = (least / max(loss, 1e-9)) ** SHARPNESS
         if weight > most:
             best, most = i, weight
-        scale, deviation = _scale(rate), math.sqrt(spread)
+        # The errors contain the chance of single arrivals, which staffing.py reckons with again: less its variance.
+        scale = _scale(rate)
+        total = scale * scale * spread
+        deviation = math.sqrt(max(total - rate / BUCKET_S, LEAST_SHARE * total))
         weights += weight
-        middle += weight * max(0.0, rate + scale * (bias + MIDDLE_Z * deviation))
-        high += weight * max(0.0, rate + scale * (bias + HIGH_Z * deviation))
+        middle += weight * max(0.0, rate + scale * bias + MIDDLE_Z * deviation)
+        high += weight * max(0.0, rate + scale * bias + HIGH_Z * deviation)
     return Forecast(due, middle / weights, high / weights), best

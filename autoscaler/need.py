@@ -98,7 +98,7 @@ def need(
     promised = max((f for f in history.issued if f.due > now), key=lambda f: f.high, default=None)
     down = max(up, replicas_for(rate.value, per_replica, slots, wait_s, LATE_AT_HIGH))
     if promised is not None and promised is not coming:
-        down = max(down, staffed(promised.middle, promised.high))
+        down = max(down, replicas_for(promised.high, per_replica, slots, wait_s, LATE_AT_HIGH))
     known = f"{capacity.rate:.3g} known of a replica ({capacity.low:.3g} for sure)"
     return Need(up, down, planned, f"{words} at {known}")
 

@@ -8,6 +8,7 @@ this order, each a small function that may change the count and says so:
     idle         with min_replicas 0: the last replica stays until `idle_s` of known silence, then all go at once
     stabilize    HPA v2's windows over what was wanted before (silence has a delay of its own and skips them)
     limit        HPA v2's policies over what was changed before
+    timer        with min_replicas 0: one replica is made ready for a burst that comes by the clock
     wake         a request, and nothing there or to come: at least one replica now
     bound        min and max
     fixed        a count set by hand stands above all of this
@@ -20,8 +21,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from autoscaler import behavior as hpa
+from autoscaler import timer
 from autoscaler.need import boost
 from autoscaler.signals import Say, Scene, look, read
+from autoscaler.starts import expected_s
 from autoscaler.state import State, doubt, observe, standing
 from autoscaler.types import Behavior, Recommendation, Rules, Sample, ScalingPolicy, Supply
 from autoscaler.window import FULL_SHARE, STABLE_S
@@ -59,7 +62,8 @@ def recommend(
     says = read(policy, scene)
     decided = _decide(says, current, policy)
     blind = _blindness(scene, doubted_from)
-    idle = _is_idle(policy, scene, blind)
+    due = current <= 1 and policy.min_replicas == 0 and _is_due(scene)
+    idle = not due and _is_idle(policy, scene, blind)
     verdict = _idle(_hold(decided, current, blind), policy, scene, idle)
 
     highs, lows, judged_at = seen.highs, seen.lows, seen.judged_at
@@ -75,7 +79,7 @@ def recommend(
     if verdict.signal != "hold" or now - state.started < STABLE_S:
         highs, lows, judged_at = hpa.remember_high(highs, now, want), hpa.remember_low(lows, now, want), now
     verdict = _limit(verdict, policy, current, seen.events, now)
-    verdict = _wake(verdict, scene)
+    verdict = _wake(_timer(verdict, scene, is_due=due), scene)
     verdict = _bound(verdict, policy)
     events = hpa.remember_event(seen.events, now, 0 if policy.fixed_replicas is not None else verdict.count - current)
     verdict = _fix(verdict, policy)
@@ -171,8 +175,28 @@ def _is_idle(policy: ScalingPolicy, scene: Scene, blind: str) -> bool:
         # A slow loader is let finish: it was started for somebody who may come back.
         and scene.supply.starting == 0
         and scene.state.silent_until == scene.now
-        and scene.now - scene.state.silent_from >= policy.idle_s
+        and scene.now - scene.state.silent_from >= _idle_s(policy, scene)
     )
+
+
+def _idle_s(policy: ScalingPolicy, scene: Scene) -> float:
+    """How long silence may last: less where bursts come by the clock, since it is known when the next is due."""
+    return policy.idle_s if timer.period(scene.state.onsets) is None else min(policy.idle_s, timer.KEEP_S)
+
+
+def _is_due(scene: Scene) -> bool:
+    if len(scene.state.onsets) < 2:
+        return False
+    return timer.is_due(scene.state.onsets, expected_s(scene.state.starts, scene.supply.expected_ready_s), scene.now)
+
+
+def _timer(verdict: _Verdict, scene: Scene, *, is_due: bool) -> _Verdict:
+    if not is_due or verdict.count >= 1:
+        return verdict
+    usual, off = timer.period(scene.state.onsets) or (0.0, 0.0)
+    since = scene.now - scene.state.onsets[-1]
+    note = f"bursts come every {usual:.0f} s (give or take {off:.0f} s), the last {since:.0f} s ago: 1 is made ready"
+    return verdict.turn(1, "timer", note)
 
 
 def _idle(verdict: _Verdict, policy: ScalingPolicy, scene: Scene, idle: bool) -> _Verdict:
@@ -180,12 +204,13 @@ def _idle(verdict: _Verdict, policy: ScalingPolicy, scene: Scene, idle: bool) ->
         return verdict
     silent = scene.now - scene.state.silent_from
     if idle:
-        return _Verdict(0, "idle", (f"no request for {silent:.0f} s, {policy.idle_s:g} s allowed: to zero",))
+        return _Verdict(0, "idle", (f"no request for {silent:.0f} s, {_idle_s(policy, scene):g} s allowed: to zero",))
     if verdict.count > 0:
         return verdict
     if scene.supply.starting:
         return verdict.turn(1, "idle", "a replica that is still starting is let finish before zero: keeps 1")
-    return verdict.turn(1, "idle", f"no request for {silent:.0f} s, to zero after {policy.idle_s:g} s: keeps 1")
+    allowed = _idle_s(policy, scene)
+    return verdict.turn(1, "idle", f"no request for {silent:.0f} s, to zero after {allowed:g} s: keeps 1")
 
 
 def _stabilize(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Self
 
-from autoscaler import capacity, forecast, starts, window
+from autoscaler import capacity, forecast, starts, timer, window
 from autoscaler.behavior import History
 from autoscaler.need import REACTION_S
 from autoscaler.types import Sample, Supply
@@ -53,6 +53,10 @@ class State:
     history: forecast.History = field(kw_only=True)
     learned: capacity.Learned = field(default_factory=capacity.Learned)
     starts: starts.Starts = field(default_factory=starts.Starts)
+    active_at: float = 0.0
+    """When a request was last seen."""
+    onsets: timer.Onsets = ()
+    """When bursts began after a silence."""
     boost: float = 1.0
     boosted_until: float = 0.0
 
@@ -62,7 +66,7 @@ class State:
 
         `phase` (0 to 1, any spread will do) shifts when the model's forecast is made, so that many share the work.
         """
-        return cls(started=now, silent_from=now, silent_until=now, history=forecast.begin(now, phase))
+        return cls(started=now, silent_from=now, silent_until=now, active_at=now, history=forecast.begin(now, phase))
 
 
 def standing(state: State, supply: Supply, now: float) -> int:
@@ -109,6 +113,11 @@ def observe(state: State, supply: Supply, sample: Sample, current: int, limit: i
         if begin > silent_until + _SILENCE_GAP_S:
             silent_from = begin
         silent_until = now
+    active_at, onsets = state.active_at, state.onsets
+    if is_active(sample):
+        if now - active_at > timer.SILENCE_S:
+            onsets = timer.remember(onsets, now)
+        active_at = now
     flying, balance = state.flying, state.balance
     if sample.arrivals is not None and sample.in_flight is not None and sample.dt >= 0.5:
         flying = sample.in_flight + (sample.queued or 0.0)
@@ -150,6 +159,8 @@ def observe(state: State, supply: Supply, sample: Sample, current: int, limit: i
         history=forecast.observe(state.history, sample.arrivals, sample.dt, horizon_s, now),
         learned=learned,
         starts=known_starts,
+        active_at=active_at,
+        onsets=onsets,
         boost=state.boost,
         boosted_until=state.boosted_until,
     )

@@ -135,7 +135,7 @@ class Recommendation:
     previous: int
     """Ready and starting at the time."""
     signal: str
-    """What decided: a signal's name, or min, max, fixed, idle, wake, hold, stabilization, behavior, tolerance."""
+    """What decided: a signal, or min, max, fixed, idle, timer, wake, hold, stabilization, behavior, tolerance."""
     readings: tuple[SignalReading, ...] = ()
     reasons: tuple[str, ...] = field(default=())
     """In words, in the order applied."""
