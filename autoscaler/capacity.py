@@ -27,6 +27,7 @@ ENOUGH = 20.0
 """Requests from which something is known."""
 _DRIFT_Z = 4.0
 _DRIFT_SHARE = 0.25
+_LEVEL_SHARE = 0.3
 _DRIFT_LEAST = 8.0
 """Requests in the short memory from which it may speak."""
 _FULLNESS_PRIOR = 0.03
@@ -52,6 +53,8 @@ class Learned(NamedTuple):
     short: Memory = Memory()
     in_flight: float | None = None
     """At the last report, mean over it."""
+    change: float = 0.0
+    """How in flight has changed of late, forgotten like the short memory."""
     drifted_at: float | None = None
 
 
@@ -83,13 +86,16 @@ def observe(
     full = min(1.0, in_flight / (ready * slots)) if slots and ready else 0.0
     long = _add(learned.long, requests, busy, full, math.exp(-seconds / LONG_S))
     short = _add(learned.short, requests, busy, full, math.exp(-seconds / SHORT_S))
+    change_of_flight = learned.change * math.exp(-seconds / SHORT_S) + in_flight - before
     drifted_at = learned.drifted_at
-    if short.requests >= _DRIFT_LEAST and long.requests >= ENOUGH:
+    # While replicas fill or empty, busy time and completions belong to different requests.
+    is_level = abs(change_of_flight) < _LEVEL_SHARE * short.requests
+    if is_level and short.requests >= _DRIFT_LEAST and long.requests >= ENOUGH:
         change = math.log(max(1e-9, short.busy_s / short.requests) / max(1e-9, long.busy_s / long.requests))
         chance = _DRIFT_Z / math.sqrt(short.requests)
         if abs(change) > max(chance, math.log1p(_DRIFT_SHARE)):
             long, drifted_at = short, now
-    return Learned(long, short, in_flight, drifted_at)
+    return Learned(long, short, in_flight, change_of_flight, drifted_at)
 
 
 def _add(memory: Memory, requests: float, busy: float, full: float, keep: float) -> Memory:

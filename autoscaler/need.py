@@ -33,6 +33,8 @@ REACTION_S = 3.0
 """From a change of the rate to a decision."""
 SURPRISE_Z = 3.0
 """Standard deviations by which a rate exceeds the high forecast before it is believed instead."""
+CERTAIN_Z = 2.0
+"""Standard deviations that are taken off a rate that surprises."""
 _BOOST_STEP = 0.25
 
 
@@ -66,13 +68,18 @@ def need(
     current: int,
     horizon_s: float,
     objective: Objective | None,
+    max_boost: float,
     now: float,
 ) -> Need:
-    """What the model needs now."""
+    """What the model needs now.
+
+    Where slices may grow, growth covers what exceeds the middle forecast, and only what it cannot cover is staffed.
+    """
     wait_s, late = standard(objective, capacity.slots / capacity.rate)
     per_replica, slots = capacity.low, capacity.slots
 
     def staffed(middle: float, high: float) -> float:
+        high = max(middle, high / max_boost)
         return max(
             replicas_for(middle, per_replica, slots, wait_s, late),
             replicas_for(high, per_replica, slots, wait_s, max(late, LATE_AT_HIGH)),
@@ -89,8 +96,10 @@ def need(
         words += f" (mostly from {NAMES[history.best]})"
         up = staffed(coming.middle, coming.high)
         if rate.value - coming.high > surprise:
-            planned, words = rate.value, f"{rate.value:.1f} requests/s, more than the {coming.high:.1f} expected,"
-            up = max(up, staffed(rate.value, rate.value))
+            # A few seconds may be a passing burst: only what is certain of the rise is planned for.
+            planned = max(coming.high, certain(rate))
+            words = f"{rate.value:.1f} requests/s, {planned:.1f} for sure, more than the {coming.high:.1f} expected,"
+            up = max(up, staffed(planned, planned))
     if queued > max(1.0, 0.5 * rate.value):
         catching = _catch_up(per_replica, rate.value, queued, ready, current, horizon_s)
         if catching > up:
@@ -101,6 +110,11 @@ def need(
         down = max(down, replicas_for(promised.high, per_replica, slots, wait_s, LATE_AT_HIGH))
     known = f"{capacity.rate:.3g} known of a replica ({capacity.low:.3g} for sure)"
     return Need(up, down, planned, f"{words} at {known}")
+
+
+def certain(rate: Estimate) -> float:
+    """What the rate is at least, as sure as CERTAIN_Z."""
+    return rate.value - CERTAIN_Z * math.sqrt(max(rate.value, 0.3) / rate.window)
 
 
 def _catch_up(per_replica: float, rate: float, queued: float, ready: int, current: int, horizon_s: float) -> float:

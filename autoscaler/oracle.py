@@ -16,8 +16,9 @@ from autoscaler.staffing import replicas_for
 if TYPE_CHECKING:
     from numpy.random import Generator
 
-_SHARES = (0.01, 0.03, 0.1, 0.2, 0.35, 0.6, 0.9)
+_SHARES = (0.02, 0.06, 0.15, 0.3, 0.5, 0.7, 0.9)
 _SPANS_S = (10, 30, 60)
+_KEEPS_S = (10, 60)
 
 
 def reference(
@@ -31,7 +32,7 @@ def reference(
     per_second = np.bincount(at.astype(int), weights=np.asarray(requests.service_s), minlength=seconds)[:seconds]
     ahead = round(start_s)
     runs: list[Outcome] = []
-    for span, share in product(_SPANS_S, _SHARES):
+    for span, share, keep in product(_SPANS_S, _SHARES, _KEEPS_S):
         sums = np.concatenate(([0.0], np.cumsum(per_second)))
         # Slots in use on average over the span from each second on; as a rate of mean requests.
         ends = np.minimum(np.arange(seconds) + span, seconds)
@@ -43,7 +44,12 @@ def reference(
                 known[load] = replicas_for(load, workload.capacity, workload.slots, workload.slo_s, share)
             plan.append(max(1, known[load]))
         padded = [*plan, *([plan[-1]] * (ahead + 1))]
-        wanted = [max(padded[t : t + ahead + 1]) for t in range(seconds)]
+        started = [max(padded[t : t + ahead + 1]) for t in range(seconds)]
+        # A dip that is shorter than this is not worth a drain and a start.
+        filled = [*([started[0]] * keep), *started]
+        wanted = [
+            max(started[t], min(max(filled[t : t + keep + 1]), max(started[t : t + keep + 1]))) for t in range(seconds)
+        ]
 
         def follow(view: View, wanted: list[int] = wanted) -> int:
             return wanted[int(view.now)]

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from autoscaler import window
 from autoscaler.behavior import round_up
 from autoscaler.capacity import Capacity, known
-from autoscaler.need import REACTION_S, need
+from autoscaler.need import REACTION_S, certain, need
 from autoscaler.starts import expected_s
 from autoscaler.state import State
 from autoscaler.types import MetricTarget, Sample, ScalingPolicy, SignalReading, Supply
@@ -170,7 +170,11 @@ def _qps(target: float, scene: Scene) -> Say:
     if scene.sample.arrivals is None:
         return _missing("qps", target, "request rate is missing: no gateway worker reported")
     estimate = scene.rate
-    need = estimate.value / target
+    planned = estimate.value
+    if estimate.before is not None and scene.capacity is not None:
+        # A passing burst is for the capacity signal to judge: what is certain of the rise counts here.
+        planned = max(estimate.before, certain(estimate))
+    need = planned / target
     note = f"{estimate.value:.1f} requests/s {_over(estimate)} at {target:g} per replica"
     return _say("qps", estimate.value, target, need, need, scene.current, note)
 
@@ -192,6 +196,7 @@ def _capacity(policy: ScalingPolicy, capacity: Capacity, scene: Scene) -> Say:
         scene.current,
         horizon_s,
         policy.objective,
+        policy.max_boost,
         scene.now,
     )
     say = _say("capacity", wanted.rate, capacity.rate, wanted.up, wanted.down, scene.current, wanted.words)

@@ -46,7 +46,8 @@ def _cells(data: Path, cases: list[str], seeds: int, starts: tuple[int, ...], ot
             requests = draw(work, np.random.default_rng(seed))
             for start_s in starts:
                 for which, scaler in _policies(work, start_s).items():
-                    if which != "ours" and which not in others:
+                    # The rest of the baselines are there to see that the simulator is right: one run is enough.
+                    if which != "ours" and which not in (others if seed == 1 else others[:2]):
                         continue
                     outcome = scenarios.run(work, requests, scaler, start_s)
                     figure = outcome.cost / CASES[name].reference[start_s], outcome.violation_share
@@ -61,7 +62,7 @@ def _cells(data: Path, cases: list[str], seeds: int, starts: tuple[int, ...], ot
                     "policy": which,
                     "cost": round(cost, 3),
                     "violations": round(late, 3),
-                    "seeds": seeds,
+                    "seeds": len(runs),
                     "published": published,
                 }
             )

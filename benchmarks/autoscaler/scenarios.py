@@ -169,7 +169,7 @@ def _recovered(outcome: Outcome, work: Workload, by: int) -> bool:
 
 def step(seed: int) -> dict[str, Bar]:
     """A step of three times the rate at starts of 90 s, slices allowed to grow to three times; growth is charged."""
-    work = Workload("step", Trace(60.0, (20 * 60.0,) * 20 + (60 * 60.0,) * 40), 8, 0.5, 0.5, 1.0)
+    work = Workload("step", Trace(60.0, (100 * 60.0,) * 20 + (300 * 60.0,) * 40), 8, 0.5, 0.5, 1.0)
     requests = draw(work, np.random.default_rng(seed))
     best = reference(work, requests, 90.0, np.random.default_rng(2))
     outcome = run(work, requests, Ours(policy(work, max_boost=3.0), 90.0), 90.0)
@@ -182,7 +182,7 @@ def timers(seed: int, *, quick: bool) -> dict[str, Bar]:
     """Bursts every 5, 30 and 60 min, give or take 10 s, of 20 requests in 10 s; starts of 20 s; scale to zero."""
     bars: dict[str, Bar] = {}
     rng = np.random.default_rng(seed)
-    for minutes, hours in ((5, 12), (30, 48), (60, 168)):
+    for minutes, hours in ((5, 24), (30, 96), (60, 168)):
         if quick and minutes > 5:
             continue
         counts = np.zeros(hours * 360)
@@ -234,8 +234,8 @@ def shared_quota(seed: int, *, quick: bool) -> dict[str, Bar]:
     rates = np.zeros((models, seconds // tick))
     t = np.arange(seconds // tick) * tick
     for m in range(models):
-        peak = (4.5 if m % 2 else 3.7) * capacity * rng.uniform(0.85, 1.0)
-        phase = 2 * np.pi * m / models
+        peak = (4.5 if m % 2 else 3.7) * capacity * rng.uniform(0.95, 1.0)
+        phase = 2 * np.pi * (m // 2) / (models / 2) * 0.6
         rates[m] = peak * (0.62 + 0.38 * np.sin(2 * np.pi * t / 3600.0 + phase))
     bars: dict[str, Bar] = {}
     for quota in (36,) if quick else (32, 36, 40):
