@@ -94,7 +94,7 @@ def observe(
         change = math.log(max(1e-9, short.busy_s / short.requests) / max(1e-9, long.busy_s / long.requests))
         chance = _DRIFT_Z / math.sqrt(short.requests)
         if abs(change) > max(chance, math.log1p(_DRIFT_SHARE)):
-            long, drifted_at = short, now
+            long, drifted_at = _flat(short), now
     return Learned(long, short, in_flight, change_of_flight, drifted_at)
 
 
@@ -106,6 +106,12 @@ def _add(memory: Memory, requests: float, busy: float, full: float, keep: float)
         memory.full_full * keep + full * full * requests,
         memory.full_busy * keep + full * busy,
     )
+
+
+def _flat(memory: Memory) -> Memory:
+    """The same with no relation between fullness and service time: across a drift there is none."""
+    requests, busy, full, _, _ = memory
+    return Memory(requests, busy, full, full * full / requests, full * busy / requests)
 
 
 def known(learned: Learned, slots: int) -> Capacity | None:

@@ -28,7 +28,7 @@ LATE_AT_HIGH = 0.2
 DRAIN_S = 20.0
 """A backlog that outlasts the start of a replica is to be gone within this."""
 MOST_CATCHING_UP = 1.5
-"""Times the replicas that the present rate needs, at most, to catch up with a backlog."""
+"""Times the replicas that the expected rate needs, at most, to catch up with a backlog."""
 REACTION_S = 3.0
 """From a change of the rate to a decision."""
 SURPRISE_Z = 3.0
@@ -101,7 +101,12 @@ def need(
             words = f"{rate.value:.1f} requests/s, {planned:.1f} for sure, more than the {coming.high:.1f} expected,"
             up = max(up, staffed(planned, planned))
     if queued > max(1.0, 0.5 * rate.value):
-        catching = _catch_up(per_replica, rate.value, queued, ready, current, horizon_s)
+        level = rate.value if rate.before is None else max(rate.before, certain(rate))
+        usual = level if coming is None else min(level, coming.high)
+        catching = min(
+            _catch_up(per_replica, level, queued, ready, current, horizon_s),
+            MOST_CATCHING_UP * usual / per_replica + 1.0,
+        )
         if catching > up:
             up, words = catching, f"{words} and {queued:.0f} queued"
     promised = max((f for f in history.issued if f.due > now), key=lambda f: f.high, default=None)
@@ -124,7 +129,7 @@ def _catch_up(per_replica: float, rate: float, queued: float, ready: int, curren
     spare = current * per_replica - rate
     if spare > 0.0 and remaining + then / spare <= horizon_s + DRAIN_S / 2.0:
         return 0.0
-    return min((rate + then / DRAIN_S) / per_replica, MOST_CATCHING_UP * rate / per_replica + 1.0)
+    return (rate + then / DRAIN_S) / per_replica
 
 
 def boost(

@@ -34,9 +34,12 @@ def reference(
     runs: list[Outcome] = []
     for span, share, keep in product(_SPANS_S, _SHARES, _KEEPS_S):
         sums = np.concatenate(([0.0], np.cumsum(per_second)))
-        # Slots in use on average over the span from each second on; as a rate of mean requests.
-        ends = np.minimum(np.arange(seconds) + span, seconds)
-        loads = (sums[ends] - sums[np.arange(seconds)]) / np.maximum(1, ends - np.arange(seconds))
+        # Busy time a second on average, over the span that begins or the one that ends here, whichever is more.
+        here = np.arange(seconds)
+        after, before = np.minimum(here + span, seconds), np.maximum(here + 1 - span, 0)
+        coming = (sums[after] - sums[here]) / (after - here)
+        past = (sums[here + 1] - sums[before]) / (here + 1 - before)
+        loads = np.maximum(coming, past)
         known: dict[float, int] = {}
         plan: list[int] = []
         for load in np.round(loads / workload.service_s, 2).tolist():

@@ -23,7 +23,7 @@ from autoscaler.staffing import replicas_for
 from autoscaler.state import State
 from autoscaler.trace import Trace
 from autoscaler.types import Sample, ScalingPolicy, Supply
-from benchmarks.autoscaler.cells import load
+from benchmarks.autoscaler.cells import CASES, load
 
 LEARNING_S = 60
 """Not counted where something has to be learned first."""
@@ -77,7 +77,7 @@ def _workloads(data: Path, *, quick: bool) -> list[Workload]:
     if quick:
         return [conv]
     sgl = load("sgl", data)
-    return [conv, replace(sgl, trace=sgl.trace.part(1080, 2160))]
+    return [conv, replace(sgl, trace=sgl.trace.part(1080, 1440))]
 
 
 def wrong_targets(data: Path, seed: int, *, quick: bool) -> dict[str, Bar]:
@@ -93,6 +93,7 @@ def wrong_targets(data: Path, seed: int, *, quick: bool) -> dict[str, Bar]:
     }
     bars: dict[str, Bar] = {}
     found: dict[float, float] = {}
+    known: dict[Any, float] = {}
     for kind, make in kinds.items():
         late: list[float] = []
         cost: list[float] = []
@@ -102,7 +103,7 @@ def wrong_targets(data: Path, seed: int, *, quick: bool) -> dict[str, Bar]:
                 length = work.trace.seconds
                 work = replace(work, slowdowns=((length / 3, 2 * length / 3, 1.8),))
             requests = draw(work, np.random.default_rng(seed))
-            best = reference(work, requests, start_s, np.random.default_rng(2))
+            best_cost = _reference(work, requests, start_s, known)
             scaler = Ours(wanted, start_s)
             if kind.startswith("drift"):
                 begins = work.slowdowns[0][0]
@@ -118,12 +119,22 @@ def wrong_targets(data: Path, seed: int, *, quick: bool) -> dict[str, Bar]:
             else:
                 outcome = run(work, requests, scaler, start_s)
             late.append(late_percent(outcome, LEARNING_S))
-            cost.append(outcome.cost / best.cost)
+            cost.append(outcome.cost / best_cost)
         value = {"violations": round(max(late), 2), "cost": round(max(cost), 3)}
         bars[f"target: {kind}"] = Bar(value, "<= 1% at <= 1.4x", max(late) <= 1.0 and max(cost) <= 1.4)
     slowest = round(max(found.values(), default=math.inf), 1)
     bars["drift found, s"] = Bar(slowest, "<= 60", slowest <= 60.0)
     return bars
+
+
+def _reference(work: Workload, requests: Requests, start_s: float, known: dict[Any, float]) -> float:
+    """The cheaper of our own reference and, where the workload is a whole cell, the one measured for it elsewhere."""
+    key = (work.name, work.slowdowns)
+    if key not in known:
+        known[key] = reference(work, requests, start_s, np.random.default_rng(2)).cost
+        if work.name == "conv" and not work.slowdowns:
+            known[key] = min(known[key], CASES["conv"].reference[int(start_s)])
+    return known[key]
 
 
 def faults(data: Path, seed: int, *, quick: bool) -> dict[str, Bar]:
@@ -235,8 +246,8 @@ def shared_quota(seed: int, *, quick: bool) -> dict[str, Bar]:
     t = np.arange(seconds // tick) * tick
     for m in range(models):
         peak = (4.5 if m % 2 else 3.7) * capacity * rng.uniform(0.95, 1.0)
-        phase = 2 * np.pi * (m // 2) / (models / 2) * 0.6
-        rates[m] = peak * (0.62 + 0.38 * np.sin(2 * np.pi * t / 3600.0 + phase))
+        phase = 2 * np.pi * m / models
+        rates[m] = peak * (0.75 + 0.25 * np.sin(2 * np.pi * t / 3600.0 + phase))
     bars: dict[str, Bar] = {}
     for quota in (36,) if quick else (32, 36, 40):
         late = {way: np.zeros(models) for way in ("ours", "equal", "first come")}
