@@ -31,7 +31,7 @@ PERIODS_S = (60, 120, 180, 300, 600, 900, 1200, 1800, 3600)
 _PLAIN = ("the last 20 s", "the last minute", "the last 5 minutes", "half a minute and 5 minutes", "the trend")
 NAMES = (*_PLAIN, *(f"what came every {p // 60} min" for p in PERIODS_S))
 EXPERTS = len(NAMES)
-HIGH_Z = 1.2
+HIGH_Z = 1.1
 """Upward deviations from an expert's mean error to the high forecast."""
 MIDDLE_Z = 0.0
 QUANTILE = 0.9

@@ -6,7 +6,7 @@ import pytest
 from autoscaler.baselines import Fixed, Hpa, Kpa, Ray, Threshold
 from autoscaler.defaults import behavior
 from autoscaler.oracle import reference
-from autoscaler.replay import Ours
+from autoscaler.replay import Ours, replay, text_plot
 from autoscaler.simulate import Faults, Starts, Workload, draw, simulate
 from autoscaler.trace import Trace, parse
 from autoscaler.types import ScalingPolicy
@@ -166,3 +166,18 @@ def test_a_trace_is_read_cut_and_scaled():
 
     assert trace.part(1, 3).scaled(0.5).counts == (60.0, 90.0)
     assert trace.mean_rate == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("which", ["ours", "hpa", "kpa", "ray", "tpa", "oracle"])
+def test_a_replay_tells_figures_and_draws_them(which):
+    outcome = replay(work(minutes=3), policy(), which, 20.0, np.random.default_rng(2), np.random.default_rng(1))
+
+    assert outcome.cost >= 2 * 180
+    lines = text_plot(outcome, 60).splitlines()
+    assert [line.split()[0] for line in lines] == ["requests/s", "replicas", "late/s"]
+    assert all(len(line) < 90 for line in lines)
+
+
+def test_an_unknown_policy_is_refused():
+    with pytest.raises(ValueError, match="'vpa' is not known"):
+        replay(work(minutes=1), policy(), "vpa", 20.0, np.random.default_rng(2), np.random.default_rng(1))
