@@ -28,6 +28,7 @@ ENOUGH = 20.0
 _DRIFT_Z = 4.0
 _DRIFT_SHARE = 0.25
 _LEVEL_SHARE = 0.3
+_PLENTY = 200.0
 _DRIFT_LEAST = 8.0
 """Requests in the short memory from which it may speak."""
 _FULLNESS_PRIOR = 0.03
@@ -118,6 +119,9 @@ def known(learned: Learned, slots: int) -> Capacity | None:
     """The capacity of a replica with so many slots; None while too little is known, or slots are unbounded."""
     requests, busy, full, full_full, full_busy = learned.long
     if not slots or requests < ENOUGH or busy <= 0.0:
+        return None
+    if requests < _PLENTY and learned.change > _LEVEL_SHARE * learned.short.requests:
+        # Filling from empty, the first to complete are the short ones: the replica would look faster than it is.
         return None
     mean = busy / requests
     at = full / requests
