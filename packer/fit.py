@@ -26,6 +26,7 @@ Reason = Literal[
     "clients",
     "host-cpu",
     "host-memory",
+    "devices",
     "mixed",
     "unhealthy",
     "too-large",
@@ -40,6 +41,7 @@ REASONS: Final[tuple[Reason, ...]] = (
     "clients",
     "host-cpu",
     "host-memory",
+    "devices",
     "mixed",
     "unhealthy",
     "too-large",
@@ -67,6 +69,7 @@ def check_request(request: SliceRequest) -> None:
     for field, value, ok, mend in (
         ("memory_mib", request.memory_mib, request.memory_mib >= 1, "guarantee at least 1 MiB"),
         ("compute", request.compute, 0 <= request.compute <= 100, "give a percent from 0 to 100"),
+        ("devices", request.devices, request.devices >= 1, "ask for at least one device"),
         ("cpu_milli", request.cpu_milli, request.cpu_milli >= 0, "give 0 or more"),
         ("host_memory_mib", request.host_memory_mib, request.host_memory_mib >= 0, "give 0 or more"),
         (
@@ -118,6 +121,31 @@ def refuse(tallies: Iterable[DeviceTally], request: SliceRequest) -> NoFit:
     for tally in tallies:
         classes.setdefault(_class_of(tally.device), []).append(tally)
     refusals = [_refusal(members, request) for members in classes.values()]
+    refusals.sort(key=lambda r: (_RANK[r.reason], r.missing_mib, r.missing_compute, r.text))
+    return NoFit(request, tuple(refusals))
+
+
+def refuse_several(tallies: Iterable[DeviceTally], request: SliceRequest) -> NoFit:
+    """Why no Node has as many Devices as the request needs; like `refuse`, to be asked only once that is known."""
+    classes: dict[tuple[object, ...], list[DeviceTally]] = {}
+    for tally in tallies:
+        classes.setdefault(_class_of(tally.device), []).append(tally)
+    refusals = []
+    for members in classes.values():
+        able = Counter(t.device.node for t in members if not obstacles(t, request))
+        if not able:
+            refusals.append(_refusal(members, request))
+            continue
+        first, most = members[0].device, max(able.values())
+        refusals.append(
+            ClassRefusal(
+                device_class=first.model,
+                devices=len(members),
+                reason="devices",
+                text=f"{len(members)} x {first.model} of {first.memory_mib:,} MiB ({_where(members)}): the slice needs "
+                f"{request.devices} devices of one node, and at most {most} of a node have room",
+            )
+        )
     refusals.sort(key=lambda r: (_RANK[r.reason], r.missing_mib, r.missing_compute, r.text))
     return NoFit(request, tuple(refusals))
 
@@ -216,6 +244,8 @@ def _phrase(reason: Reason, tallies: Sequence[DeviceTally], request: SliceReques
             return f"device and node do not carry all of the labels {wanted}"
         case "model":
             return f"the slice asks for {' or '.join(sorted(request.device_models))}"
+        case "devices":
+            return f"fewer than {request.devices} devices of one node have room"
 
 
 def _short(wanted: int, free: int, unit: str, what: str, where: str) -> str:

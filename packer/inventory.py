@@ -74,6 +74,8 @@ class SliceRequest:
     """Labels that the Device or its Node must carry."""
     avoid: frozenset[str] = frozenset()
     """Device ids to use only where nothing else fits (a start there failed lately)."""
+    devices: int = 1
+    """Slices alike, each on a Device of its own, all on one Node."""
 
     @property
     def limit_mib(self) -> int:
@@ -102,6 +104,34 @@ class Placement:
     why: str = ""
     """In words: why this Device."""
     alternatives: tuple[Alternative, ...] = ()
+    more_devices: tuple[str, ...] = ()
+    """Further Devices of the Node, for a request that needs several."""
+
+    @property
+    def all_devices(self) -> tuple[str, ...]:
+        """Every Device that holds one of its slices."""
+        return (self.device, *self.more_devices)
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """An Instance goes to another Device, make-before-break: its sibling starts at `target`, then `source` is freed."""
+
+    source: Placement
+    target: Placement
+
+    @property
+    def instance(self) -> str:
+        """Who moves."""
+        return self.source.request.id
+
+
+@dataclass(frozen=True, slots=True)
+class MovePlan:
+    """Moves in the order in which each fits, and where the request goes after the last of them."""
+
+    moves: tuple[Move, ...]
+    placement: Placement
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +141,8 @@ class ClassRefusal:
     device_class: str
     devices: int
     reason: str
-    """One of: model, label, mechanism, memory, compute, clients, host-cpu, host-memory, unhealthy, too-large, mixed."""
+    """One of: model, label, mechanism, memory, compute, clients, host-cpu, host-memory, devices, unhealthy, too-large,
+    mixed."""
     missing_mib: int = 0
     """Smallest shortfall of free memory over the class."""
     missing_compute: int = 0

@@ -168,7 +168,7 @@ class Ledger:
         found = next((d for d in self.devices if d.id == device), None)
         if found is None:
             raise UnknownDevice(f"device {device!r} is not in the fleet")
-        held = [e for e in self.entries.values() if e.placement.device == device]
+        held = [e for e in self.entries.values() if device in e.placement.all_devices]
         return Balance(
             usable_mib=found.usable_mib,
             guaranteed_mib=sum(e.placement.request.memory_mib for e in held),

@@ -106,7 +106,9 @@ class Occupancy:
             host.cpu_milli += request.cpu_milli
             host.host_memory_mib += request.host_memory_mib
             host.groups[request.group] += 1
-        if (tally := self.devices.get(placement.device)) is not None:
+        for device in placement.all_devices:
+            if (tally := self.devices.get(device)) is None:
+                continue
             tally.memory_mib += request.memory_mib
             tally.compute += request.compute
             tally.groups[request.group] += 1

@@ -13,24 +13,35 @@ either, and a `NoFit` speaks of the inventory as the whole batch leaves it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from packer.fit import check_request, obstacles, refuse
+from packer.fit import check_request, obstacles, refuse, refuse_several
 from packer.inventory import Alternative, Inventory, NoFit, Placement, SliceRequest
 from packer.occupancy import DeviceTally, NodeTally, Occupancy
 from packer.score import Score, score, settle
 
+if TYPE_CHECKING:
+    from packer.mix import Mix
+
 _ALTERNATIVES: Final = 3
+_INDEXED_FROM: Final = 64
+"""Devices above which the indexed engine places."""
 
 
-def place(inventory: Inventory, requests: Sequence[SliceRequest]) -> list[Placement | NoFit]:
+def place(inventory: Inventory, requests: Sequence[SliceRequest], *, mix: Mix | None = None) -> list[Placement | NoFit]:
     """A Placement or a NoFit for each request, in the order of the requests.
+
+    With a mix (the demand to expect) places are chosen by the adaptive policy, which keeps what is left over useful for
+    that demand; spreading a group's replicas still comes first. Fleets of more than 64 devices and requests for several
+    devices always go that way, with what lies there and is asked now as the mix where none is given.
 
     Raises ValueError when a request makes no sense for any fleet, or its Instance is placed already.
     """
     for request in requests:
         check_request(request)
     occupancy = Occupancy(inventory)
+    if mix is not None or len(inventory.devices) > _INDEXED_FROM or any(r.devices > 1 for r in requests):
+        return _place_by_mix(occupancy, inventory, requests, mix)
     largest = _largest_mib(inventory)
     placed: dict[int, Placement] = {}
     for index in sorted(range(len(requests)), key=lambda i: (-_size(requests[i], largest), i)):
@@ -38,6 +49,33 @@ def place(inventory: Inventory, requests: Sequence[SliceRequest]) -> list[Placem
             placed[index] = placement
             occupancy.add(placement)
     return [placed.get(i) or refuse(occupancy.devices.values(), request) for i, request in enumerate(requests)]
+
+
+def _place_by_mix(
+    occupancy: Occupancy, inventory: Inventory, requests: Sequence[SliceRequest], mix: Mix | None
+) -> list[Placement | NoFit]:
+    # Imported here: small fleets without a mix need no numpy.
+    from packer.fleet import place_all
+    from packer.mix import Mix
+
+    taken = set(occupancy.holders)
+    for request in requests:
+        if request.id in taken:
+            held = occupancy.holders.get(request.id)
+            where = f", on {held.device}" if held else ""
+            raise ValueError(f"instance {request.id!r} is placed already{where}; release it first")
+        taken.add(request.id)
+    if mix is None or not mix.shapes:
+        mix = Mix.recent([*(p.request for p in inventory.placements), *requests])
+    found = place_all(inventory, requests, mix)
+    for placement in found:
+        if placement is not None:
+            occupancy.add(placement)
+    tallies = occupancy.devices
+    return [
+        p if p is not None else (refuse if r.devices == 1 else refuse_several)(tallies.values(), r)
+        for r, p in zip(requests, found, strict=True)
+    ]
 
 
 def room(inventory: Inventory, request: SliceRequest) -> int:

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import replace
 
-from packer.inventory import Device, Inventory, Node, NoFit, Placement, SliceRequest
+from packer.inventory import Device, Inventory, MovePlan, Node, NoFit, Placement, SliceRequest
 
 
 def verify(inventory: Inventory, placed: Collection[str] = ()) -> list[str]:
@@ -31,7 +31,13 @@ def verify(inventory: Inventory, placed: Collection[str] = ()) -> list[str]:
     on_device: dict[str, list[Placement]] = defaultdict(list)
     on_node: dict[str, list[Placement]] = defaultdict(list)
     for p in inventory.placements:
-        on_device[p.device].append(p)
+        for name in (p.device, *p.more_devices):
+            on_device[name].append(p)
+        if 1 + len(p.more_devices) != p.request.devices or p.device in p.more_devices:
+            problems.append(
+                f"instance {p.request.id}: lies on {1 + len({*p.more_devices} - {p.device})} devices, "
+                f"asked for {p.request.devices}"
+            )
         on_node[p.node].append(p)
         device, node = devices.get(p.device), nodes.get(p.node)
         if device is None:
@@ -40,6 +46,12 @@ def verify(inventory: Inventory, placed: Collection[str] = ()) -> list[str]:
             problems.append(f"instance {p.request.id}: its node {p.node} is unknown")
         if device is not None and device.node != p.node:
             problems.append(f"instance {p.request.id}: device {p.device} is on node {device.node}, not on {p.node}")
+        for further in p.more_devices:
+            if (other := devices.get(further)) is None or other.node != p.node:
+                problems.append(f"instance {p.request.id}: its device {further} is not on node {p.node}")
+            elif node is not None:
+                fresh = p.request.id in placed
+                problems += [f"instance {p.request.id}: {text}" for text in _wrong(p, other, node, fresh)]
         if device is not None and node is not None:
             problems += [f"instance {p.request.id}: {text}" for text in _wrong(p, device, node, p.request.id in placed)]
     for device in devices.values():
@@ -53,7 +65,7 @@ def verify_refusal(inventory: Inventory, refused: NoFit) -> list[str]:
     """All that is wrong with a refusal: Devices that would take the slice, counts and shortfalls that do not add up."""
     problems: list[str] = []
     request = refused.request
-    for device in inventory.devices:
+    for device in inventory.devices if request.devices == 1 else ():
         alone = Inventory(
             tuple(n for n in inventory.nodes if n.name == device.node),
             tuple(d for d in inventory.devices if d.node == device.node),
@@ -138,7 +150,7 @@ def _overfull_node(node: Node, held: list[Placement]) -> list[str]:
 
 
 def _requests_on(inventory: Inventory, device: Device) -> list[SliceRequest]:
-    return [p.request for p in inventory.placements if p.device == device.id]
+    return [p.request for p in inventory.placements if device.id in (p.device, *p.more_devices)]
 
 
 def _reason_holds(reason: str, request: SliceRequest, device: Device, inventory: Inventory) -> bool:
@@ -170,6 +182,24 @@ def _reason_holds(reason: str, request: SliceRequest, device: Device, inventory:
             return any(v not in (device.labels.get(k), node.labels.get(k)) for k, v in request.labels.items())
         case "mechanism":
             return request.mechanism not in device.mechanisms
+        case "devices":
+            able = [
+                d
+                for d in inventory.devices
+                if d.node == device.node
+                and not verify(
+                    Inventory(
+                        (node,),
+                        tuple(o for o in inventory.devices if o.node == device.node),
+                        (
+                            *(p for p in inventory.placements if p.node == device.node),
+                            Placement(replace(request, devices=1), d.id, d.node),
+                        ),
+                    ),
+                    (request.id,),
+                )
+            ]
+            return len(able) < request.devices
         case "too-large":
             empty = Inventory(
                 (replace(node, schedulable=True),),
@@ -179,3 +209,26 @@ def _reason_holds(reason: str, request: SliceRequest, device: Device, inventory:
             return bool(verify(empty))
         case _:
             return False
+
+
+def verify_plan(inventory: Inventory, plan: MovePlan) -> list[str]:
+    """All that is wrong with a plan of moves: at every step the mover holds its source and its target at once."""
+    held = {p.request.id: p for p in inventory.placements}
+    before = set(verify(inventory))
+    problems: list[str] = []
+    for number, move in enumerate(plan.moves, 1):
+        request = move.source.request
+        if held.get(request.id) != move.source:
+            problems.append(f"move {number}: {request.id} does not lie where the move takes it from")
+            continue
+        if move.target.request != request:
+            problems.append(f"move {number}: {request.id} is changed by the move")
+        sibling = replace(move.target, request=replace(request, id=f"{request.id} (sibling)"))
+        step = replace(inventory, placements=(*held.values(), sibling))
+        problems += [f"move {number}: {text}" for text in verify(step, (sibling.request.id,)) if text not in before]
+        held[request.id] = move.target
+    if plan.placement.request.id in held:
+        problems.append(f"{plan.placement.request.id} is placed already")
+    last = replace(inventory, placements=(*held.values(), plan.placement))
+    problems += [t for t in verify(last, (plan.placement.request.id,)) if t not in before]
+    return problems

@@ -36,6 +36,8 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 
 API_VERSION: Final = "tangram.dev/v1alpha1"
+#: Replicas of one model at most: a slip of the finger must not have the planner place a billion.
+MAX_REPLICAS: Final = 10_000
 
 _SUFFIXES: Final[Mapping[str, Decimal]] = {
     "": Decimal(1),
@@ -120,9 +122,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class _Doc(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True, validate_default=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, validate_default=True)
 
 
 class Metadata(_Doc):
@@ -327,9 +327,9 @@ class Objective(_Doc):
 
 
 class Scaling(_Doc):
-    min_replicas: Annotated[int, Field(ge=0)] = 1
-    max_replicas: Annotated[int, Field(ge=1)] = 1
-    replicas: Annotated[int, Field(ge=0)] | None = None
+    min_replicas: Annotated[int, Field(ge=0, le=MAX_REPLICAS)] = 1
+    max_replicas: Annotated[int, Field(ge=1, le=MAX_REPLICAS)] = 1
+    replicas: Annotated[int, Field(ge=0, le=MAX_REPLICAS)] | None = None
     """A fixed count, set by hand; the autoscaler then advises but does not act. Absent: automatic."""
     target_qps: Annotated[Positive | None, Field(alias="targetQPS")] = None
     """Requests per second that one ready replica should serve."""
@@ -346,6 +346,11 @@ class Scaling(_Doc):
             raise ValueError(
                 f"minReplicas {self.min_replicas} is greater than maxReplicas {self.max_replicas}; "
                 "lower minReplicas or raise maxReplicas"
+            )
+        if self.replicas is not None and self.replicas > self.max_replicas:
+            raise ValueError(
+                f"replicas {self.replicas} is greater than maxReplicas {self.max_replicas}; "
+                "lower replicas or raise maxReplicas"
             )
         if len({m.type for m in self.metrics}) != len(self.metrics):
             raise ValueError("metrics names a type twice; keep one entry of each type")
@@ -492,7 +497,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def _mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[str] = set()
     for key, _ in node.value:
-        if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+        if not isinstance(key, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(None, None, "a key is not text; write a word", key.start_mark)
+        if key.tag != "tag:yaml.org,2002:merge":
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key.value!r} is given twice; keep one", key.start_mark
@@ -523,6 +530,11 @@ def read_yaml(path: Path) -> list[Any]:
         raise SpecError(f"{path}: {where}{error.problem}") from error
     except yaml.YAMLError as error:
         raise SpecError(f"{path}: not YAML: {error}") from error
+    except RecursionError as error:
+        raise SpecError(f"{path}: is nested too deeply; a Model or Fleet needs a dozen levels at most") from error
+    except ValueError as error:
+        # A scalar that looks like a number or a date and is none that Python can hold.
+        raise SpecError(f"{path}: holds a value that cannot be read: {error}") from error
     base = path.resolve().parent
     for document in documents:
         runtime = _dig(document, "spec", "runtime")
@@ -587,7 +599,12 @@ _MESSAGES: Final[Mapping[str, str]] = {
 def explain_validation(error: ValidationError) -> list[str]:
     """One line per problem: path of the field, what is wrong with which value."""
     lines = []
-    for problem in error.errors(include_url=False):
+    problems = error.errors(include_url=False)
+    for problem in problems:
+        depth = len(problem["loc"])
+        if problem["type"] == "too_short" and any(p["loc"][:depth] == problem["loc"] != p["loc"] for p in problems):
+            # Its items are there, and wrong.
+            continue
         path = ""
         for part in problem["loc"]:
             path += f"[{part}]" if isinstance(part, int) else f".{part}"

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from autoscaler.policy import State as PolicyState
-from packer.inventory import Device, Inventory
+from packer.inventory import ClassRefusal, Device, Inventory
 from packer.verify import verify
 from tangram import __version__
 from tangram.control import present
-from tangram.control.facade import ModelMetrics, NotFound
+from tangram.control.facade import ModelMetrics, NotFound, NotRecorded
 from tangram.control.loop import ControlLoop
 from tangram.control.state import ControllerState, ModelState
 from tangram.control.store import Store
@@ -218,7 +220,7 @@ class Controller:
 
     def _commit(self, documents: Documents, inventory: Inventory, remove: Sequence[str]) -> None:
         now = time.time()
-        with self._store.transaction():
+        with self._recording():
             if documents.fleet is not None:
                 self._store.put_fleet(documents.fleet)
             for model in documents.models:
@@ -241,8 +243,8 @@ class Controller:
             return
         if entry.model.revision != model.revision:
             entry.attempts = planner.Attempts()
-        entry.model = model
-        entry.woken = True
+        if entry.model != model:
+            entry.model, entry.changed = model, True
 
     def _forget(self, name: str) -> None:
         self._state.models.pop(name, None)
@@ -263,9 +265,20 @@ class Controller:
 
     async def delete(self, name: str) -> None:
         self._entry(name)
-        self._store.delete_model(name)
+        with self._recording():
+            self._store.delete_model(name)
         self._forget(name)
         self._loop.nudge()
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        try:
+            with self._store.transaction():
+                yield
+        except sqlite3.Error as error:
+            raise NotRecorded(
+                f"the change cannot be recorded: {error}; nothing was changed; see to the disk of the state directory"
+            ) from error
 
 
 def _monotonic() -> float:
@@ -280,12 +293,11 @@ _FIELDS = {
     "model": "spec.slice.deviceSelector.models",
     "label": "spec.slice.deviceSelector.matchLabels",
     "mechanism": "spec.slice.mechanism",
-    "too-large": "spec.slice.memory.request",
-    "memory": "spec.slice.memory.request",
-    "compute": "spec.slice.compute",
 }
 
 
-def _slice_field(refusals: Sequence[Any]) -> str:
-    fields = {_FIELDS.get(r.reason, "spec.slice") for r in refusals}
+def _slice_field(refusals: Sequence[ClassRefusal]) -> str:
+    # What is left is too large: for the device itself, or else for what its node has of CPU and memory.
+    too_large = ("spec.resources.requests", "spec.slice.memory.request")
+    fields = {_FIELDS.get(r.reason, too_large[r.missing_mib > 0]) for r in refusals}
     return fields.pop() if len(fields) == 1 else "spec.slice"

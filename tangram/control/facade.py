@@ -26,8 +26,15 @@ class NotFound(LookupError):
     """No such model or replica; the text names it and what there is."""
 
 
+class NotRecorded(Exception):
+    """A change that could not be written to the store; the text says why. Nothing was changed."""
+
+
 class Facade(Protocol):
-    """Reads answer from memory or the store at once; writes return once recorded, not once carried out."""
+    """Reads answer from memory or the store at once; writes return once recorded, not once carried out.
+
+    Writes raise NotRecorded where the store fails.
+    """
 
     def status(self) -> StatusView:
         """Of the whole installation."""

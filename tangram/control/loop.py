@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -42,6 +43,9 @@ TICK_S: Final = 1.0
 #: Scaling history is recorded this often.
 HISTORY_S: Final = 10.0
 RETAIN_S: Final = 600.0
+#: Moves that leave more useful room are looked for this often.
+TIDY_S: Final = 60.0
+HOUR_S: Final = 3600.0
 
 
 class Publisher(Protocol):
@@ -87,8 +91,11 @@ class ControlLoop:
         self._stops: dict[str, asyncio.Task[None]] = {}
         self._start_errors: dict[str, str] = {}
         self._over_limit: set[str] = set()
+        self._unrecorded: set[str] = set()
+        """Replicas that are not on record as they are: new, changed or gone."""
         self._next_history = 0.0
         self._next_retain = 0.0
+        self._next_tidy = 0.0
         self._next_tick = 0.0
         self._stopping = False
         self.emptied = asyncio.Event()
@@ -108,8 +115,7 @@ class ControlLoop:
             if r.phase is not Phase.STOPPING
         ]
         replicas.update({r.name: r for r in stopping})
-        with self._store.transaction():
-            self._store.put_replicas(stopping)
+        self._unrecorded |= {r.name for r in stopping}
         self.nudge()
 
     async def run(self) -> None:
@@ -142,28 +148,33 @@ class ControlLoop:
         """Observe, recommend, plan, record, publish, reconcile. `now` is Unix time, `monotonic` is for rates."""
         state = self.state
         state.statuses = self._backend.statuses()
-        changed, gone, events = self._observe(now)
+        events = self._observe(now)
         self._recommend(monotonic, measure=measure)
         if not self._stopping:
             outcome = self._plan(now)
             planned = {
                 r.name: r for r in self._numbered(planner.apply(list(state.replicas.values()), outcome.actions, now))
             }
-            changed |= {n: r for n, r in planned.items() if state.replicas.get(n) != r}
+            self._unrecorded |= {n for n, r in planned.items() if state.replicas.get(n) != r}
             state.replicas = planned
         else:
             outcome = planner.Plan()
-        self._record(outcome, changed, gone, events, now)
+        recorded = True
+        try:
+            self._record(outcome, events, now)
+        except sqlite3.Error as error:
+            # The gateway is told what is so all the same, but nothing is done that is not on record.
+            log.error("the turn cannot be recorded: %s; nothing is started until it can", error)
+            recorded = False
         self._publish(outcome, now)
-        self._reconcile()
+        if recorded or self._stopping:
+            self._reconcile()
         if self._stopping and not state.replicas:
             self.emptied.set()
         if measure:
             self._keep_history(now)
 
-    def _observe(self, now: float) -> tuple[dict[str, Replica], list[str], list[EventView]]:
-        changed: dict[str, Replica] = {}
-        gone: list[str] = []
+    def _observe(self, now: float) -> list[EventView]:
         events: list[EventView] = []
         for replica in list(self.state.replicas.values()):
             seen = self._seen(replica)
@@ -174,24 +185,24 @@ class ControlLoop:
                 events.append(_event(replica, change, now))
                 log.info("%s: %s", replica.name, change.message)
             if after is None:
-                gone.append(replica.name)
+                self._unrecorded.add(replica.name)
                 del self.state.replicas[replica.name]
                 self._backend.forget(replica.name)
                 self._ports.release(replica.port)
             elif after != replica:
-                changed[replica.name] = after
+                self._unrecorded.add(replica.name)
                 self.state.replicas[replica.name] = after
                 model = self.state.models.get(replica.model)
                 if model and replica.phase is Phase.STARTING and after.phase is Phase.READY and after.started_at:
                     model.start_times_s.append(max(0.0, now - after.started_at))
-        return changed, gone, events
+        return events
 
     def _seen(self, replica: Replica) -> Observation | None:
         """What is to be made of the replica's process; None where nothing is to be concluded yet."""
         if replica.name in self._starts:
             return None
         if (error := self._start_errors.pop(replica.name, None)) is not None:
-            return Observation(alive=False, message=error)
+            return Observation(alive=False, started=False, message=error)
         status = self.state.statuses.get(replica.name)
         if replica.phase is Phase.STARTING and replica.pid is None:
             return None if status is None or status.phase is InstancePhase.EXITED else _observation(status)
@@ -207,14 +218,14 @@ class ControlLoop:
         demand = self.state.demand
         if measure:
             demand.begin(monotonic)
-        for name, entry in self.state.models.items():
-            if not measure and not entry.woken and entry.recommendation is not None:
+        for entry in self.state.models.values():
+            if not measure and not entry.woken and not entry.changed and entry.recommendation is not None:
                 continue
             sample = self._sample(entry, monotonic) if measure else Sample(dt=0.0, arrivals=0, wake=entry.woken)
             supply = self._supply(entry)
             policy = convert.scaling_policy(entry.model)
             entry.recommendation, entry.policy_state = recommend(policy, supply, sample, entry.policy_state, monotonic)
-            entry.woken = False
+            entry.woken = entry.changed = False
 
     def _supply(self, entry: ModelState) -> Supply:
         name = entry.model.name
@@ -261,16 +272,28 @@ class ControlLoop:
         state = self.state
         replicas = tuple(sorted(state.replicas.values(), key=lambda r: (r.created_at, r.name)))
         drained = frozenset(r.name for r in replicas if r.phase is Phase.DRAINING and self._gateway.drained(r.name))
+        while state.moves and now - state.moves[0] > HOUR_S:
+            state.moves.popleft()
         observed = planner.Observed(
             replicas=replicas,
             drained=drained,
             attempts={n: m.attempts for n, m in state.models.items()},
             next_ordinal=state.ordinals,
+            moves_lately=len(state.moves),
+            mix=convert.expected_mix(
+                {n: (m.model, m.recommendation.replicas) for n, m in state.models.items() if m.recommendation}
+            ),
+            tidy=now >= self._next_tidy,
         )
+        if observed.tidy:
+            self._next_tidy = now + TIDY_S
         desired = {
-            n: planner.Desired(m.model, m.recommendation.replicas) for n, m in state.models.items() if m.recommendation
+            n: planner.Desired(m.model, m.recommendation.replicas, m.recommendation.signal)
+            for n, m in state.models.items()
+            if m.recommendation
         }
         outcome = planner.plan(observed, desired, planner.ledger_of(state.inventory, replicas), now)
+        state.moves.extend(now for a in outcome.actions if isinstance(a, planner.Start) and a.moves)
         for name, attempts in outcome.attempts.items():
             state.models[name].attempts = attempts
         return outcome
@@ -289,16 +312,11 @@ class ControlLoop:
 
     # --- record ---
 
-    def _record(
-        self,
-        outcome: planner.Plan,
-        changed: Mapping[str, Replica],
-        gone: Sequence[str],
-        events: list[EventView],
-        now: float,
-    ) -> None:
+    def _record(self, outcome: planner.Plan, events: list[EventView], now: float) -> None:
+        """Record the turn, and what an earlier turn could not. Raises sqlite3.Error."""
         state = self.state
         decisions = []
+        marks = {}
         for name, entry in state.models.items():
             if entry.recommendation is None:
                 continue
@@ -308,20 +326,23 @@ class ControlLoop:
             mark = (decision.recommendation.replicas, planner_refusals(outcome, name))
             if decision.eventful or (mark != entry.recorded and (mark[1] or (entry.recorded and entry.recorded[1]))):
                 decisions.append(present.decision_view(decision))
-                entry.recorded = mark
+                marks[name] = mark
         events += self._memory_events(now)
-        if not (changed or gone or events or decisions):
+        if not (self._unrecorded or events or decisions):
             return
-        ordinals = {r.model for r in changed.values()}
+        changed = [state.replicas[n] for n in self._unrecorded if n in state.replicas]
         with self._store.transaction():
-            self._store.put_replicas(changed.values())
-            self._store.delete_replicas(gone)
-            for model in ordinals & state.ordinals.keys():
+            self._store.put_replicas(changed)
+            self._store.delete_replicas(self._unrecorded - state.replicas.keys())
+            for model in {r.model for r in changed} & state.ordinals.keys():
                 self._store.put_ordinal(model, state.ordinals[model])
             for view in decisions:
                 self._store.add_decision(view)
             for event in events:
                 self._store.add_event(event)
+        self._unrecorded.clear()
+        for name, mark in marks.items():
+            state.models[name].recorded = mark
         for view in decisions:
             for action in view.actions:
                 log.info("%s", action)
@@ -445,7 +466,11 @@ class ControlLoop:
         if current is not None:
             known = replace(current, pid=status.pid, start_ticks=status.start_ticks, started_at=status.started_at)
             self.state.replicas[replica.name] = known
-            self._store.put_replicas([known])
+            try:
+                self._store.put_replicas([known])
+            except sqlite3.Error as error:
+                log.error("the process of %s cannot be recorded: %s", replica.name, error)
+                self._unrecorded.add(replica.name)
 
     async def _stop(self, replica: Replica) -> None:
         entry = self.state.models.get(replica.model)
@@ -467,7 +492,6 @@ def _observation(status: InstanceStatus) -> Observation:
         start_ticks=status.start_ticks,
         started_at=status.started_at,
         exit_code=status.exit_code,
-        exited_at=status.exited_at,
         message=status.message,
     )
 

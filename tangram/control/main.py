@@ -28,13 +28,13 @@ from typing import Final
 from aiohttp import web
 
 from autoscaler.policy import State as PolicyState
-from gateway.wire import Report
+from gateway.wire import Report, parse_down
 from packer.inventory import Device
 from tangram.control.api import make_app
 from tangram.control.controller import Controller
 from tangram.control.logs import set_up_logging
 from tangram.control.loop import ControlLoop
-from tangram.control.paths import StatePaths, file_digest
+from tangram.control.paths import FILE_MARKER, StatePaths, file_digest
 from tangram.control.security import TokenError, load_token
 from tangram.control.state import ControllerState, ModelState
 from tangram.control.store import Store, StoreError
@@ -46,11 +46,14 @@ from tangram.node.backend import InstanceRecord, InstanceStatus
 from tangram.node.discover import discover
 from tangram.node.launch import order
 from tangram.node.local import LocalBackend
+from tangram.node.logs import rotate
 from tangram.spec import SpecError, load_documents
 
 log = logging.getLogger("tangram.controller")
 
 UNUSABLE: Final = 2
+#: Our own logs and the socket are looked at this often.
+HOUSE_S: Final = 30.0
 
 
 class Unusable(Exception):
@@ -93,14 +96,16 @@ async def _run(options: argparse.Namespace) -> None:
         await parts.wire.start(paths.wire)
         _write_endpoints(paths, options)
         turning = asyncio.create_task(parts.loop.run(), name="loop")
+        keeping = asyncio.create_task(_keep_house(paths, options.workers, parts.wire), name="house")
         # What is alive now lives as long as the process: the collector need not walk it again and again.
         gc.collect()
         gc.freeze()
         told = await asked.get()
         if told == signal.SIGINT:
             await _stop_replicas(parts, asked)
-        turning.cancel()
-        await asyncio.gather(turning, return_exceptions=True)
+        for task in (turning, keeping):
+            task.cancel()
+        await asyncio.gather(turning, keeping, return_exceptions=True)
         log.info("controller ends; %s", "replicas were stopped" if told == signal.SIGINT else "replicas go on")
 
 
@@ -120,7 +125,7 @@ class _Parts:
 async def _assemble(options: argparse.Namespace, paths: StatePaths, store: Store) -> _Parts:
     """Read the store, find the replicas again, apply the file; everything is at rest until the loop runs."""
     loop = asyncio.get_running_loop()
-    term = store.next_term()
+    term = store.next_term(above=_term_in_use(paths, options.workers))
     discovered = _discovered()
     fleet = store.fleet()
     state = ControllerState(
@@ -151,6 +156,15 @@ async def _assemble(options: argparse.Namespace, paths: StatePaths, store: Store
     return _Parts(controller, control, wire, backend)
 
 
+def _term_in_use(paths: StatePaths, workers: int) -> int:
+    """The latest term in the workers' tables: after the loss of the database, what they take must still be newer."""
+    terms = [0]
+    for index in range(workers):
+        with contextlib.suppress(OSError, ValueError):
+            terms.append(parse_down(paths.table_cache(index).read_bytes()).term)
+    return max(terms)
+
+
 def _discovered() -> Sequence[Device]:
     found = discover(socket.gethostname())
     for reason in found.reasons:
@@ -169,9 +183,7 @@ async def _adopt(state: ControllerState, store: Store, backend: LocalBackend) ->
             continue
         cores = convert.cores(entry.model, replica, state.inventory)
         again = order(entry.model, replica.name, replica.port, device, cores)
-        records.append(
-            InstanceRecord(again, replica.pid, replica.start_ticks, replica.started_at, replica.ready_at)
-        )
+        records.append(InstanceRecord(again, replica.pid, replica.start_ticks, replica.started_at, replica.ready_at))
     found = await backend.adopt(records)
     backend.ports.reserve([r.port for r in recorded.values()])
     for name, status in found.items():
@@ -190,12 +202,23 @@ def _with_process(replica: Replica, status: InstanceStatus | None) -> Replica:
 
 
 def _apply_file(file: Path, controller: Controller, store: Store) -> None:
-    """Apply the file if it is not the one applied last; models that only the former one declared are removed."""
+    """Apply the file if it is not the one applied last; models that only the former one declared are removed.
+
+    `up` applies what it was given, once: a file that was changed or removed since (its digest is in our environment)
+    is left alone when a controller is started again, and nothing that it holds can stop one.
+    """
+    given, last = os.environ.get(FILE_MARKER), store.meta("file")
     try:
-        digest = f"{file.resolve()} {file_digest(file)}"
+        found = file_digest(file)
     except OSError as error:
-        raise Unusable(f"{file}: cannot be read: {error.strerror}") from error
-    if store.meta("file") == digest:
+        if last is None or given is None:
+            raise Unusable(f"{file}: cannot be read: {error.strerror}") from error
+        found = ""
+    if given is not None and last is not None and found != given:
+        log.warning("%s was changed since `tangram up`; `tangram apply -f` applies what it holds now", file)
+        return
+    digest = f"{file.resolve()} {found}"
+    if last == digest:
         return
     documents = load_documents(file)
     names = [m.name for m in documents.models]
@@ -246,6 +269,21 @@ async def _serve_admin(address: str, app: web.Application) -> web.AppRunner:
 
 def _host(address: str) -> str:
     return address.rpartition(":")[0].strip("[]")
+
+
+async def _keep_house(paths: StatePaths, workers: int, wire: WireServer) -> None:
+    """Rotate the logs of controller and gateway workers (the backend sees to the replicas'); keep the wire's socket."""
+    while True:
+        for role in ("controller", *(f"worker-{i}" for i in range(workers))):
+            try:
+                await asyncio.to_thread(rotate, paths.log(role))
+            except OSError as error:
+                log.warning("the log of %s cannot be rotated: %s", role, error.strerror)
+        try:
+            await wire.listen_again(paths.wire)
+        except OSError as error:
+            log.warning("no gateway worker can connect: %s: %s", paths.wire, error.strerror)
+        await asyncio.sleep(HOUSE_S)
 
 
 def _write_endpoints(paths: StatePaths, options: argparse.Namespace) -> None:

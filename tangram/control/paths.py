@@ -25,6 +25,7 @@ class StatePaths:
     def __init__(self, state: Path) -> None:
         self.root = Path(state).absolute()
         self.logs = self.root / "logs"
+        """Logs of replicas."""
         self.database = self.root / "tangram.db"
         self.token = self.root / "admin.token"
         self.endpoints = self.root / "endpoints.json"
@@ -36,8 +37,8 @@ class StatePaths:
         return self.root / f"table-{worker}.json"
 
     def log(self, role: str) -> Path:
-        """Log of a process of ours."""
-        return self.logs / f"{role}.log"
+        """Log of a process of ours; apart from those of replicas, one of which may be called worker-1."""
+        return self.root / f"{role}.log"
 
     @property
     def wire(self) -> Path:

@@ -57,6 +57,7 @@ def _conditions(state: ControllerState, entry: ModelState) -> tuple[ConditionVie
     wanted = entry.recommendation.replicas if entry.recommendation else 0
     current = sum(r.live and r.revision == entry.model.revision for r in state.of_model(name))
     refused = latest.refused if latest else ()
+    waiting = latest.waiting if latest else ""
     troubled = [r for r in state.of_model(name) if r.phase in (Phase.CRASHED, Phase.UNREADY)]
     return (
         ConditionView(
@@ -70,6 +71,12 @@ def _conditions(state: ControllerState, entry: ModelState) -> tuple[ConditionVie
             status="False" if refused else "True",
             reason="NoFit" if refused else "AllPlaced",
             message="; ".join(refused),
+        ),
+        ConditionView(
+            type="Progressing",
+            status="False" if waiting else "True",
+            reason="ProgressDeadlineExceeded" if waiting else "StartsGoOn",
+            message=waiting,
         ),
         ConditionView(
             type="Healthy",
@@ -184,6 +191,7 @@ def decision_view(decision: Decision) -> DecisionView:
             for p in decision.placements
         ),
         refused=decision.refused,
+        waiting=decision.waiting,
     )
 
 
@@ -216,4 +224,6 @@ def _summary(state: ControllerState, entry: ModelState, monotonic: float) -> str
     text = f"{seen}; {wanted.replicas} wanted, decided by {wanted.signal}; {there}"
     if entry.latest and entry.latest.refused:
         text += "; no place for more: " + "; ".join(entry.latest.refused)
+    if entry.latest and entry.latest.waiting:
+        text += f"; {entry.latest.waiting}"
     return text

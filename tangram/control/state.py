@@ -33,6 +33,9 @@ class ModelState:
     start_times_s: deque[float] = field(default_factory=lambda: deque(maxlen=8))
     """Seconds to ready of the last starts."""
     woken: bool = False
+    """Whether a request waits and no replica is there."""
+    changed: bool = False
+    """Whether the spec was changed since the last recommendation."""
 
     @property
     def expected_start_s(self) -> float | None:
@@ -53,6 +56,8 @@ class ControllerState:
     statuses: Mapping[str, InstanceStatus] = field(default_factory=dict)
     ordinals: dict[str, int] = field(default_factory=dict)
     oversold: tuple[str, ...] = ()
+    moves: deque[float] = field(default_factory=deque)
+    """When the moves of the last hour began."""
 
     def of_model(self, name: str) -> list[Replica]:
         """Replicas of a model, by name."""

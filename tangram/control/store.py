@@ -10,7 +10,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -68,12 +68,19 @@ class Store:
     def __init__(self, path: Path) -> None:
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
+        except sqlite3.Error as error:
+            raise StoreError(f"{path}: {error}; make the state directory writable") from error
+        try:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute("PRAGMA busy_timeout=2000")
             self._migrate(path)
         except sqlite3.Error as error:
+            self._db.close()
             raise StoreError(f"{path}: {error}; move the file away to begin anew") from error
+        except StoreError:
+            self._db.close()
+            raise
 
     def _migrate(self, path: Path) -> None:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
@@ -94,10 +101,12 @@ class Store:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            # SQLite ends a transaction by itself where the disk is full, but not always.
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
     # --- meta ---
 
@@ -112,9 +121,9 @@ class Store:
             "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", (key, value)
         )
 
-    def next_term(self) -> int:
-        """The term of a controller that starts now; grows with each call, for ever."""
-        term = int(self.meta("term") or 0) + 1
+    def next_term(self, above: int = 0) -> int:
+        """The term of a controller that starts now; grows with each call, for ever, and is more than `above`."""
+        term = max(int(self.meta("term") or 0), above) + 1
         self.set_meta("term", str(term))
         return term
 
@@ -243,5 +252,7 @@ def _replica(record: Mapping[str, Any]) -> Replica:
     for key in ("device_models", "avoid"):
         request[key] = frozenset(request[key])
     placement["request"] = SliceRequest(**request)
+    placement["more_devices"] = tuple(placement.get("more_devices", ()))
     placement["alternatives"] = tuple(Alternative(**a) for a in placement["alternatives"])
-    return Replica(**{**record, "phase": Phase(record["phase"]), "placement": Placement(**placement)})
+    known = {f.name: record[f.name] for f in fields(Replica) if f.name in record}
+    return Replica(**{**known, "phase": Phase(record["phase"]), "placement": Placement(**placement)})

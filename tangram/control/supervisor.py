@@ -27,9 +27,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from gateway.listener import LISTEN_FD, is_listening, listening_socket, parse_address
 from tangram.control.paths import FILE_MARKER, ROLE_MARKER, STATE_MARKER, StatePaths, file_digest
 from tangram.node.processes import (
     Found,
+    SpawnError,
     child_environment,
     end_processes,
     find_processes,
@@ -47,8 +49,13 @@ PROVEN_S: Final = 10.0
 #: Seconds the gateway workers may drain, and the controller may stop the replicas.
 DRAIN_S: Final = 35.0
 STOP_REPLICAS_S: Final = 30.0
+#: Seconds between SIGTERM and SIGKILL for what is left after that, and where a second signal came.
+GRACE_S: Final = 5.0
+HASTENED_GRACE_S: Final = 0.5
 #: Exit code of a controller (and of ours) that cannot run as it was told; starting it again would not help.
 UNUSABLE: Final = 2
+#: Bytes of a log that are looked at for what a process that ended has said.
+_LAST_WORDS: Final = 1 << 20
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _CONTROLLER: Final = "controller"
@@ -70,7 +77,13 @@ class Part:
     failures: int = 0
     start_at: float | None = None
     """When it is to be started (monotonic); None while it runs."""
+    worked: bool = False
+    """Whether one of its processes ever ran: then it can, and one that says it cannot is tried again."""
     log_offset: int = 0
+    listen: tuple[str, int] | None = None
+    """Of a worker: where it listens."""
+    listener: socket.socket | None = None
+    """Held here too, so that connections wait while the worker is dead."""
     adopted: bool = False
 
     @property
@@ -87,6 +100,10 @@ class Supervisor:
     started: bool = False
     signals: list[int] = field(default_factory=list)
     wakeup: socket.socket | None = None
+    hastened: bool = False
+    """Whether a second signal came during a stop."""
+    banner_fd: int = -1
+    """pidfd of the process that prints the addresses."""
 
     # --- start and adopt ---
 
@@ -104,7 +121,7 @@ class Supervisor:
                 fd = open_process(process.pid, process.start_ticks)
                 if fd is not None:
                     part.pid, part.start_ticks, part.fd = process.pid, process.start_ticks, fd
-                    part.started_at, part.adopted = time.monotonic(), True
+                    part.started_at, part.adopted, part.worked = time.monotonic(), True, True
                     say(f"adopted {role} (pid {process.pid})")
             else:
                 say(f"replacing {role} (pid {process.pid}), which was started with other settings")
@@ -123,7 +140,23 @@ class Supervisor:
                 continue
             log = self.paths.log(part.role)
             part.log_offset = log.stat().st_size if log.exists() else 0
-            pid = spawn(part.argv, child_environment(os.environ, {}, part.markers), log, self.paths.root)
+            markers = dict(part.markers)
+            fds: list[int] = []
+            if part.listen is not None:
+                try:
+                    listener = _listener(part, part.listen)
+                except OSError as error:
+                    say(f"{part.role} cannot listen on port {part.listen[1]}: {error.strerror}; trying again")
+                    part.start_at = time.monotonic() + RESTART_DELAYS_S[-1]
+                    continue
+                fds.append(listener.fileno())
+                markers[LISTEN_FD] = str(listener.fileno())
+            try:
+                pid = spawn(part.argv, child_environment(os.environ, {}, markers), log, self.paths.root, pass_fds=fds)
+            except SpawnError as error:
+                say(f"{part.role}: {error}; trying again")
+                part.start_at = time.monotonic() + RESTART_DELAYS_S[-1]
+                continue
             stat = read_stat(pid)
             part.pid, part.start_ticks = pid, stat.start_ticks if stat else 0
             part.fd = os.pidfd_open(pid)
@@ -151,24 +184,31 @@ class Supervisor:
         os.close(part.fd)
         part.fd = -1
         lived = time.monotonic() - part.started_at
-        if part.role == _CONTROLLER and code == UNUSABLE:
+        unusable = part.role == _CONTROLLER and code == UNUSABLE
+        if unusable and not part.worked:
             for line in self._last_words(part):
                 print(f"tangram: {line}", file=sys.stderr, flush=True)
             return UNUSABLE
+        part.worked = part.worked or not unusable
         part.failures = 1 if lived >= PROVEN_S or part.adopted else part.failures + 1
         delay = RESTART_DELAYS_S[min(part.failures, len(RESTART_DELAYS_S)) - 1]
         part.start_at = time.monotonic() + delay
         how = "ended" if code is None else (f"was ended by signal {-code}" if code < 0 else f"exited with code {code}")
         say(f"{part.role} (pid {part.pid}) {how}; starting it again" + (f" in {delay:g} s" if delay else ""))
-        if part.failures > 1:
+        if unusable or part.failures > 1:
             for line in self._last_words(part):
                 say(f"{part.role}: {line}")
         return None
 
     def _last_words(self, part: Part) -> list[str]:
-        with self.paths.log(part.role).open("rb") as log:
-            log.seek(part.log_offset)
-            lines = log.read().decode(errors="replace").strip().splitlines()
+        try:
+            with self.paths.log(part.role).open("rb") as log:
+                size = log.seek(0, os.SEEK_END)
+                # It is shorter where it was rotated meanwhile.
+                log.seek(max(part.log_offset if part.log_offset <= size else 0, size - _LAST_WORDS))
+                lines = log.read().decode(errors="replace").strip().splitlines()
+        except OSError:
+            return []
         told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
         return told or lines[-1:]
 
@@ -206,6 +246,10 @@ class Supervisor:
     def stop(self) -> None:
         """Drain the gateway, stop the replicas, stop the controller; then end whatever is left."""
         self.signals.clear()
+        self._end_banner()
+        for part in self.parts:
+            if part.listener is not None and not part.running:
+                part.listener.close()
         workers = [p for p in self.parts if p.role != _CONTROLLER and p.running]
         controllers = [p for p in self.parts if p.role == _CONTROLLER and p.running]
         if workers:
@@ -216,10 +260,18 @@ class Supervisor:
             self._end(controllers, signal.SIGINT, STOP_REPLICAS_S)
         left = find_processes(self.paths.root)
         if left:
-            end_processes(left, 5.0)
+            end_processes(left, HASTENED_GRACE_S if self.hastened else GRACE_S)
         with contextlib.suppress(FileNotFoundError):
             self.paths.endpoints.unlink()
         say("stopped; nothing is left running")
+
+    def _end_banner(self) -> None:
+        if self.banner_fd >= 0:
+            # By its pidfd: it may be gone for long, and its number another's.
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.banner_fd, signal.SIGKILL)
+            os.close(self.banner_fd)
+            self.banner_fd = -1
 
     def _end(self, parts: Sequence[Part], signum: int, limit_s: float) -> None:
         for part in parts:
@@ -234,6 +286,7 @@ class Supervisor:
                     part.fd = -1
             if any(s in _STOP_SIGNALS for s in self.signals):
                 say("hastening")
+                self.hastened = True
                 break
             self._reap_orphans()
         self.signals.clear()
@@ -242,6 +295,14 @@ class Supervisor:
                 signal_process(part.pid, part.start_ticks, signal.SIGKILL)
                 os.close(part.fd)
                 part.fd = -1
+
+
+def _listener(part: Part, address: tuple[str, int]) -> socket.socket:
+    if part.listener is None or not is_listening(part.listener):
+        if part.listener is not None:
+            part.listener.close()
+        part.listener = listening_socket(*address)
+    return part.listener
 
 
 def say(text: str) -> None:
@@ -276,7 +337,7 @@ def parts_of(options: argparse.Namespace, paths: StatePaths) -> list[Part]:
         argv = [python, "-m", "gateway.worker", "--listen", options.listen, "--index", str(index)]
         argv += ["--workers", str(options.workers), "--controller", str(paths.wire)]
         argv += ["--cache", str(paths.table_cache(index)), "--limits", str(paths.limits), *json_logs]
-        parts.append(Part(role, argv, markers(role)))
+        parts.append(Part(role, argv, markers(role), listen=parse_address(options.listen)))
     return parts
 
 
@@ -320,12 +381,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         start_new_session=True,
         stdin=subprocess.DEVNULL,
     )
-    code = supervisor.run()
-    if banner.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(banner.pid, signal.SIGKILL)
+    supervisor.banner_fd = os.pidfd_open(banner.pid)
+    # It is reaped like any orphan; without this, Popen would warn about it.
     banner.returncode = 0
-    return code
+    return supervisor.run()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from tangram.spec import Fleet, Model
+from tangram.spec import Model
 
 
 class _View(BaseModel):
@@ -136,6 +136,8 @@ class DecisionView(_View):
     placements: tuple[PlacementView, ...] = ()
     refused: tuple[str, ...] = ()
     """Why replicas that were wanted found no place, per device class."""
+    waiting: str = ""
+    """Why nothing is started at present though more is wanted: starts that failed, until when."""
 
 
 class ExplainView(_View):
@@ -237,7 +239,3 @@ class PackView(_View):
     devices: tuple[DeviceView, ...]
     room: dict[str, int]
     """How many more replicas of each model would fit."""
-
-
-class FleetView(_View):
-    fleet: Fleet | None

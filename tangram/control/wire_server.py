@@ -70,6 +70,17 @@ class WireServer:
         app.router.add_get("/wire", self._connected)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.5)
         await self._runner.setup()
+        await self._listen(path)
+
+    async def listen_again(self, path: Path) -> None:
+        """Listen anew where somebody removed the socket: workers that are connected stay so, others could not come."""
+        if not path.exists():
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            await self._listen(path)
+            log.warning("%s was gone; listening there again", path)
+
+    async def _listen(self, path: Path) -> None:
+        assert self._runner is not None
         await web.UnixSite(self._runner, str(path)).start()
         path.chmod(0o600)
 

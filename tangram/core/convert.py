@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from autoscaler.defaults import RulesSpec, behavior
 from autoscaler.types import MetricTarget, RatePolicy, ScalingPolicy
 from gateway.wire import EndpointEntry, ModelEntry
 from packer.inventory import Device, Inventory, Node, SliceRequest
+from packer.mix import Mix, Shape, shape_of
 from tangram.core.replica import Phase, Replica
 from tangram.spec import Fleet, Model, ScalingRules
 
@@ -56,6 +58,21 @@ def slice_request(model: Model, instance: str, avoid: frozenset[str] = frozenset
         labels=dict(wanted.device_selector.match_labels),
         avoid=avoid,
     )
+
+
+def expected_mix(wanted: Mapping[str, tuple[Model, int]]) -> Mix:
+    """What the models may ask for next: a model's slice weighs as many replicas as it wants, if it may still grow.
+
+    Weights are powers of two, so that a replica more or less does not change the mix: a large fleet's prices are worked
+    out anew with each mix.
+    """
+    weights: dict[Shape, float] = {}
+    for name, (model, count) in wanted.items():
+        room = model.spec.scaling.max_replicas - count
+        if model.spec.scaling.replicas is None and room > 0:
+            shape = shape_of(slice_request(model, name))
+            weights[shape] = weights.get(shape, 0.0) + min(room, max(1, count))
+    return Mix.of({shape: 2.0 ** round(math.log2(weight)) for shape, weight in weights.items()})
 
 
 def scaling_policy(model: Model) -> ScalingPolicy:

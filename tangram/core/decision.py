@@ -23,6 +23,9 @@ class Decision:
     placements: tuple[Placement, ...] = ()
     """Of the replicas started in this turn."""
     refused: tuple[str, ...] = ()
+    """Why replicas that were wanted found no place."""
+    waiting: str = ""
+    """Why nothing is started at present though more is wanted and there may be room."""
 
     @property
     def eventful(self) -> bool:
@@ -37,8 +40,6 @@ def decide(at: float, model: str, recommendation: Recommendation, plan: Plan, li
     counted = [
         f"{refused.count(text)} x {text}" if refused.count(text) > 1 else text for text in dict.fromkeys(refused)
     ]
-    if waiting := plan.waiting.get(model):
-        counted.append(waiting)
     return Decision(
         at=at,
         model=model,
@@ -47,6 +48,7 @@ def decide(at: float, model: str, recommendation: Recommendation, plan: Plan, li
         actions=tuple(map(in_words, actions)),
         placements=tuple(a.replica.placement for a in actions if isinstance(a, Start) and not a.again),
         refused=tuple(counted),
+        waiting=plan.waiting.get(model, ""),
     )
 
 

@@ -55,8 +55,6 @@ class _Worker:
     epoch: str
     uptime_s: float
     heard_at: float
-    covered_from: float
-    """Uptime from which on this worker's counters are part of what is taken."""
     models: dict[str, ModelCounters]
 
 
@@ -82,7 +80,6 @@ class DemandTracker:
                 report.epoch,
                 uptime_s=0.0 if since_we_began else report.uptime_s,
                 heard_at=now,
-                covered_from=0.0,
                 models={} if since_we_began else {m.name: m for m in report.models},
             )
             self._workers[report.worker] = worker

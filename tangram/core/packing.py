@@ -87,4 +87,4 @@ def _own_count(model: Model) -> int:
 
 
 def _names(model: Model, count: int) -> list[str]:
-    return [f"{model.name}-{number}" for number in range(count)]
+    return [f"{model.name}-{number}" for number in range(1, count + 1)]

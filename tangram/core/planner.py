@@ -15,7 +15,11 @@ Rules, in the order they are applied to a model:
    do not fit are refusals with the packer's reasons, and nothing is left pending.
 5. Too many: crashed, starting and unready replicas go before ready ones, the youngest first; a ready one is drained.
    Among ready ones, one on the device that holds most of its siblings goes first.
-6. Another revision is rolled in make-before-break: one more than wanted may exist while one is replaced, and an old
+6. What fits nowhere, but would after some of the others moved: they move, make-before-break. A sibling starts on the
+   other device, the one that moves drains when its sibling is ready, and the next plan finds the room. One such plan is
+   under way at a time, and moves an hour are capped. A sibling does not count while the one that it replaces is there.
+   When there is nothing else to do, and from time to time, a move is made that leaves more useful room.
+7. Another revision is rolled in make-before-break: one more than wanted may exist while one is replaced, and an old
    replica drains when its successor is ready. Where the fleet has no room for one more, an old one drains first, if
    others are ready to carry the load or it is the only one.
 """
@@ -27,9 +31,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from packer.inventory import Inventory, NoFit
-from packer.ledger import Ledger
-from packer.place import place
+from packer.defrag import defragment
+from packer.inventory import Inventory, Move, NoFit, Placement
+from packer.ledger import Ledger, LedgerError
+from packer.mix import Mix
+from packer.moves import make_room
+from packer.place import place, room
 from tangram.core.convert import slice_request
 from tangram.core.replica import Phase, Replica
 from tangram.spec import Model
@@ -42,13 +49,25 @@ REMOVED_DRAIN_S: Final = 30.0
 ATTEMPT_DELAYS_S: Final = (1.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
 
+#: Moves that one plan may consist of, and moves an hour: each costs a start and its memory twice for a moment.
+MOVES_A_PLAN: Final = 4
+MOVES_AN_HOUR: Final = 60
+#: Seconds a replica must have been ready before it may be moved.
+RESIDENCY_S: Final = 20.0
+
+
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Start a process for the replica: a new one, or a crashed one again."""
+    """Start a process for the replica: a new one, or a crashed one again. One that `replaces` another is a move."""
 
     replica: Replica
     why: str
     again: bool = False
+
+    @property
+    def moves(self) -> bool:
+        """Whether it begins a move."""
+        return bool(self.replica.replaces) and not self.again
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +110,8 @@ class Attempts:
     retry_at: float = 0.0
     avoid: Mapping[str, float] = field(default_factory=dict)
     """Device id -> until when it is avoided."""
+    searched: int = 0
+    """What lay where, as a hash, when moves were last searched for in vain: the search need not be repeated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +124,12 @@ class Observed:
     attempts: Mapping[str, Attempts] = field(default_factory=dict)
     next_ordinal: Mapping[str, int] = field(default_factory=dict)
     """Model -> number in the name of its next replica; never given twice."""
+    moves_lately: int = 0
+    """Moves begun in the last hour."""
+    mix: Mix | None = None
+    """The demand to expect, by which places are chosen."""
+    tidy: bool = False
+    """Whether it is time to look for moves that leave more useful room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +138,13 @@ class Desired:
 
     model: Model
     count: int
+    because: str = ""
+    """What decided the count, for the actions' reasons."""
+
+    @property
+    def wanted(self) -> str:
+        """The count in words."""
+        return f"{self.count} wanted" + (f" ({self.because})" if self.because else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +176,11 @@ def plan(observed: Observed, desired: Mapping[str, Desired], ledger: Ledger, now
         by_model.setdefault(replica.model, []).append(replica)
     for name in sorted(by_model.keys() - desired.keys()):
         draft.remove(by_model[name])
+    draft.expect(desired)
     for want in sorted(desired.values(), key=lambda d: (-d.model.spec.priority, d.model.name)):
         draft.settle(want, by_model.get(want.model.name, []))
+    if observed.tidy:
+        draft.tidy()
     return draft.finish()
 
 
@@ -174,9 +211,16 @@ class _Draft:
         self._refusals: dict[str, tuple[NoFit, ...]] = {}
         self._waiting: dict[str, str] = {}
         self._attempts: dict[str, Attempts] = {}
+        self._ordinals = dict(observed.next_ordinal)
+        self._moves_left = MOVES_AN_HOUR - observed.moves_lately
+        self._desired: dict[str, Desired] = {}
 
     def finish(self) -> Plan:
         return Plan(tuple(self._actions), self._refusals, self._waiting, self._attempts)
+
+    def expect(self, desired: Mapping[str, Desired]) -> None:
+        """All that is wanted: who moves is started anew by its own model."""
+        self._desired.update(desired)
 
     # --- one model ---
 
@@ -189,14 +233,17 @@ class _Draft:
         live = self._finish_drains(replicas, model.spec.traffic.drain_seconds)
         live = self._end_overdue(model, live)
         self._retry_crashed(model, live)
+        live, siblings = self._follow_moves(live)
         new = [r for r in live if r.revision == revision]
         old = [r for r in live if r.revision != revision]
         if old:
             self._roll(want, new, old, replicas)
         elif len(new) < want.count:
             self._grow(want, want.count - len(new), replicas)
-        else:
-            why = f"{want.count} wanted, {len(new)} there"
+        elif len(new) > want.count:
+            why = f"{want.wanted}, {len(new)} there"
+            for replica in siblings:
+                self._let_go(replica, f"its move is off: {why}")
             for replica in _victims(new, len(new) - want.count):
                 self._let_go(replica, why)
 
@@ -232,6 +279,18 @@ class _Draft:
             self._attempts[model.name] = attempts
         return kept
 
+    def _follow_moves(self, live: Sequence[Replica]) -> tuple[list[Replica], list[Replica]]:
+        """Let those drain whose sibling is ready. Returns who counts, and the siblings that do not yet."""
+        there = {r.name: r for r in live}
+        moved = {r.replaces for r in live if r.replaces in there and r.phase is Phase.READY}
+        for replica in live:
+            if replica.replaces in moved:
+                self._let_go(there[replica.replaces], f"moved to {replica.placement.device} as {replica.name}")
+        left = [r for r in live if r.name not in moved]
+        names = {r.name for r in left}
+        siblings = [r for r in left if r.replaces in names]
+        return [r for r in left if r not in siblings], siblings
+
     def _retry_crashed(self, model: Model, live: Sequence[Replica]) -> None:
         for replica in live:
             due = replica.phase is Phase.CRASHED and replica.retry_at is not None and replica.retry_at <= self._now
@@ -252,7 +311,7 @@ class _Draft:
         draining.sort(key=lambda r: (-r.since, r.name))
         back = draining[:missing]
         for replica in back:
-            self._actions.append(Undrain(replica.name, replica.model, f"{want.count} wanted again"))
+            self._actions.append(Undrain(replica.name, replica.model, f"{want.wanted} again"))
         missing -= len(back)
         return len(back) + (self._start(want, missing) if missing > 0 else 0)
 
@@ -266,30 +325,108 @@ class _Draft:
             )
             return 0
         avoid = frozenset(d for d, until in attempts.avoid.items() if until > self._now)
-        first = self._observed.next_ordinal.get(model.name, 1)
-        names = [f"{model.name}-{first + i}" for i in range(missing)]
-        outcomes = place(self._ledger.inventory(), [slice_request(model, name, avoid) for name in names])
-        refused: list[NoFit] = []
+        inventory = self._ledger.inventory()
+        # One more than there is room for tells why the rest found no place.
+        asked = min(missing, room(inventory, slice_request(model, model.name)) + 1)
+        first = self._ordinals.get(model.name, 1)
+        requests = [slice_request(model, f"{model.name}-{first + i}", avoid) for i in range(asked)]
+        refusal: NoFit | None = None
         started = 0
-        for name, outcome in zip(names, outcomes, strict=True):
+        for outcome in place(inventory, requests, mix=self._observed.mix):
             if isinstance(outcome, NoFit):
-                refused.append(outcome)
-                continue
-            self._ledger = self._ledger.reserve(outcome)
-            replica = Replica(
-                name=name,
-                model=model.name,
-                revision=model.revision,
-                placement=outcome,
-                created_at=self._now,
-                since=self._now,
-                progress_since=self._now,
-            )
-            self._actions.append(Start(replica, f"{want.count} wanted"))
-            started += 1
-        if refused:
-            self._refusals[model.name] = tuple(refused)
+                refusal = outcome
+            else:
+                self._begin(model, outcome, want.wanted)
+                started += 1
+        if refusal is not None:
+            self._refusals[model.name] = (refusal,) * (missing - started)
+            self._make_room(model, refusal, attempts)
         return started
+
+    def _begin(self, model: Model, placement: Placement, why: str, replaces: str = "") -> None:
+        """Reserve the slice and start a new replica on it."""
+        self._ledger = self._ledger.reserve(placement)
+        replica = Replica(
+            name=placement.request.id,
+            model=model.name,
+            revision=model.revision,
+            placement=placement,
+            created_at=self._now,
+            since=self._now,
+            progress_since=self._now,
+            replaces=replaces,
+        )
+        number = int(replica.name.rpartition("-")[2])
+        self._ordinals[model.name] = max(self._ordinals.get(model.name, 1), number + 1)
+        self._actions.append(Start(replica, why))
+
+    # --- moves ---
+
+    def _make_room(self, model: Model, refusal: NoFit, attempts: Attempts) -> None:
+        """Begin what would let the refused replica in: the moves of the packer's plan that fit right now."""
+        there = {r.name for r in self._observed.replicas if r.live}
+        under_way = [r for r in self._observed.replicas if r.live and r.replaces in there]
+        under_way += [a.replica for a in self._actions if isinstance(a, Start) and a.replica.replaces]
+        if under_way:
+            moving = ", ".join(f"{r.replaces} to {r.placement.device}" for r in under_way)
+            self._waiting[model.name] = f"room is being made: {moving}"
+            return
+        leaving = [r.name for r in self._observed.replicas if not r.live]
+        if refusal.permanent or leaving or self._moves_left <= 0:
+            return
+        inventory = self._ledger.inventory()
+        movable = self._movable()
+        searched = hash((refusal.request.id.rpartition("-")[0], _lie(inventory), tuple(sorted(movable))))
+        if attempts.searched == searched:
+            return
+        fixed = {p.request.id for p in inventory.placements} - movable.keys()
+        most = min(MOVES_A_PLAN, self._moves_left)
+        found = make_room(inventory, refusal.request, fixed=fixed, most=most, mix=self._observed.mix)
+        if found is None or not found.moves:
+            self._attempts[model.name] = replace(self._attempts.get(model.name, attempts), searched=searched)
+            return
+        moved = []
+        for move in found.moves:
+            try:
+                self._move(move, movable, f"so that {model.name} fits")
+            except LedgerError:
+                # It fits after the ones before it: the next plan begins it.
+                break
+            moved.append(f"{move.instance} from {move.source.device} to {move.target.device}")
+        self._waiting[model.name] = f"room is being made: {', '.join(moved)}"
+
+    def tidy(self) -> None:
+        """Begin a move that pays for itself, when there is nothing else to do."""
+        busy = self._actions or self._refusals or self._moves_left <= 0
+        mix = self._observed.mix
+        if busy or mix is None or not mix.shapes or any(not r.live or r.replaces for r in self._observed.replicas):
+            return
+        inventory = self._ledger.inventory()
+        movable = self._movable()
+        fixed = {p.request.id for p in inventory.placements} - movable.keys()
+        for move in defragment(inventory, mix, fixed=fixed, most=1):
+            self._move(move, movable, "so that what is left over is of more use")
+
+    def _move(self, move: Move, movable: Mapping[str, Replica], why: str) -> None:
+        """Start the sibling of one that moves. Raises LedgerError where it does not fit yet."""
+        mover = self._desired[movable[move.instance].model].model
+        name = f"{mover.name}-{self._ordinals.get(mover.name, 1)}"
+        target = replace(move.target, request=replace(move.target.request, id=name))
+        self._begin(mover, target, f"moves {move.instance} {why}", replaces=move.instance)
+        self._moves_left -= 1
+
+    def _movable(self) -> dict[str, Replica]:
+        """Replicas that may move: ready for a while, of the revision wanted, and not in the way of anything else."""
+        touched = {a.replica for a in self._actions if not isinstance(a, Start)}
+        return {
+            r.name: r
+            for r in self._observed.replicas
+            if r.phase is Phase.READY
+            and r.name not in touched
+            and self._now - r.since >= RESIDENCY_S
+            and r.model in self._desired
+            and r.revision == self._desired[r.model].model.revision
+        }
 
     def _roll(self, want: Desired, new: list[Replica], old: list[Replica], replicas: Sequence[Replica]) -> None:
         count, revision = want.count, want.model.revision
@@ -297,7 +434,7 @@ class _Draft:
             self._let_go(replica, f"replaced by revision {revision}")
             old.remove(replica)
         for replica in _victims(new, len(new) - count):
-            self._let_go(replica, f"{count} wanted, {len(new)} there")
+            self._let_go(replica, f"{want.wanted}, {len(new)} there")
             new.remove(replica)
         ready_new = sum(r.phase is Phase.READY for r in new)
         surplus = ready_new + len(old) - count
@@ -333,6 +470,10 @@ def _waits_since(replica: Replica) -> float:
     return replica.since if replica.phase is Phase.UNREADY else replica.progress_since
 
 
+def _lie(inventory: Inventory) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((p.request.id, p.device) for p in inventory.placements))
+
+
 _LEAVE_FIRST: Final = {Phase.CRASHED: 0, Phase.STARTING: 1, Phase.UNREADY: 2, Phase.READY: 3}
 
 
@@ -352,7 +493,8 @@ def _victims(live: Sequence[Replica], count: int) -> list[Replica]:
 
 
 def unplaceable(model: Model, inventory: Inventory) -> NoFit | None:
-    """Why no device could hold a replica of the model even if the whole fleet were empty; None if one could."""
-    empty = Inventory(inventory.nodes, inventory.devices)
+    """Why no device could hold a replica of the model even if all were empty and well; None if one could."""
+    nodes = tuple(replace(n, schedulable=True) for n in inventory.nodes)
+    empty = Inventory(nodes, tuple(replace(d, healthy=True) for d in inventory.devices))
     outcome = place(empty, [slice_request(model, model.name)])[0]
     return outcome if isinstance(outcome, NoFit) else None

@@ -74,7 +74,8 @@ class Replica:
     """In all."""
     retry_at: float | None = None
     """When a crashed replica is to be started again."""
-    was_ready: bool = False
+    replaces: str = ""
+    """The replica whose slice this one takes over in a move; it drains when this one is ready."""
     message: str = ""
 
     @property
@@ -93,8 +94,9 @@ class Observation:
     start_ticks: int | None = None
     started_at: float | None = None
     exit_code: int | None = None
-    exited_at: float | None = None
     message: str = ""
+    started: bool = True
+    """False where the system refused to start a process at all; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,6 @@ def observe(replica: Replica, seen: Observation, now: float) -> tuple[Replica | 
             updated,
             phase=Phase.READY,
             since=now,
-            was_ready=True,
             ready_at=now if first else updated.ready_at,
             retry_at=None,
             message="",
@@ -140,15 +141,15 @@ def observe(replica: Replica, seen: Observation, now: float) -> tuple[Replica | 
 def _ended(replica: Replica, seen: Observation, now: float) -> tuple[Replica | None, Change | None]:
     how = _how_it_ended(seen)
     if replica.phase is Phase.STOPPING:
-        return None, Change("Stopped", f"process {how}")
+        return None, Change("Stopped", how)
     if replica.phase is Phase.DRAINING:
-        return None, Change("Stopped", f"process {how} while draining")
+        return None, Change("Stopped", f"{how} while draining")
     if replica.phase is Phase.CRASHED:
         return replica, None
     proven = replica.phase is Phase.READY and now - replica.since >= PROVEN_AFTER_S
     crashes = 1 if proven else replica.crashes + 1
     delay = RESTART_DELAYS_S[min(crashes, len(RESTART_DELAYS_S)) - 1]
-    text = f"process {how}" + (f": {seen.message}" if seen.message else "")
+    text = how + (f": {seen.message}" if seen.message else "")
     crashed = replace(
         replica,
         phase=Phase.CRASHED,
@@ -165,8 +166,10 @@ def _ended(replica: Replica, seen: Observation, now: float) -> tuple[Replica | N
 
 
 def _how_it_ended(seen: Observation) -> str:
+    if not seen.started:
+        return "process did not start"
     if seen.exit_code is None:
-        return "ended"
+        return "process ended"
     if seen.exit_code < 0:
-        return f"was ended by signal {-seen.exit_code}"
-    return f"exited with code {seen.exit_code}"
+        return f"process was ended by signal {-seen.exit_code}"
+    return f"process exited with code {seen.exit_code}"

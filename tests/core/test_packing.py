@@ -41,7 +41,7 @@ def test_each_model_gets_its_minimum_and_at_least_one() -> None:
         ],
         fleet(1_000),
     )
-    assert [r.replica for r in packing.replicas] == ["zero-0", "two-0", "two-1", "fixed-0", "fixed-1", "fixed-2"]
+    assert [r.replica for r in packing.replicas] == ["zero-1", "two-1", "two-2", "fixed-1", "fixed-2", "fixed-3"]
     assert packing.refused == ()
     assert verify(packing.inventory, [r.replica for r in packing.replicas]) == []
 

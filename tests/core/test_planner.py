@@ -417,3 +417,98 @@ def test_only_a_ready_replica_of_the_wanted_revision_is_undrained(fleet: Invento
     world.step(1, digits=0)
     world.replicas = tuple(replace(r, revision="0ld") for r in world.replicas)
     assert [type(a) for a in world.step(1, digits=1)] == [Start]
+
+
+class TestMoves:
+    """Two devices of 1000 MiB; two small replicas of 400, one on each; then a model of 900 comes."""
+
+    def world(self, make_model: Any) -> World:
+        fleet = Inventory((Node("a"),), tuple(Device(f"a/gpu-{i}", "a", "virtual", 1000) for i in range(2)))
+        world = World(fleet, make_model("small"), make_model("large", memory="900Mi"))
+        world.step(small=2)
+        world.ready()
+        world.step(planner.RESIDENCY_S)
+        return world
+
+    def settle(self, world: World) -> list[str]:
+        """Run until nothing more is done; returns all actions."""
+        done: list[str] = []
+        for _ in range(12):
+            world.ready()
+            world.drained |= {r.name for r in world.replicas if r.phase is Phase.DRAINING}
+            world.gone()
+            done += kinds(world.step(1))
+        return done
+
+    def test_what_fits_nowhere_is_let_in_by_a_move(self, make_model: Any) -> None:
+        world = self.world(make_model)
+        [move] = world.step(0, large=1)
+        assert isinstance(move, Start)
+        assert move.replica.model == "small"
+        assert move.replica.replaces in ("small-1", "small-2")
+        assert "so that large fits" in move.why
+        assert "room is being made" in world.last.waiting["large"]
+        assert self.settle(world) == [
+            f"Drain {move.replica.replaces}",
+            f"Stop {move.replica.replaces}",
+            "Start large-1",
+        ]
+        assert {r.model: r.placement.device for r in world.replicas}["large"] == world["large-1"].placement.device
+        assert len(world.replicas) == 3
+
+    def test_a_moving_model_never_has_fewer_ready_than_wanted(self, make_model: Any) -> None:
+        world = self.world(make_model)
+        world.step(0, large=1)
+        for _ in range(8):
+            assert sum(r.model == "small" and r.phase is Phase.READY for r in world.replicas) >= 2
+            world.ready()
+            world.drained |= {r.name for r in world.replicas if r.phase is Phase.DRAINING}
+            world.gone()
+            world.step(1)
+
+    def test_replicas_just_started_are_left_alone_at_first(self, make_model: Any) -> None:
+        world = self.world(make_model)
+        world.replicas = tuple(replace(r, since=world.now) for r in world.replicas)
+        assert world.step(1, large=1) == []
+        assert world.step(planner.RESIDENCY_S) != []
+
+    def test_a_move_is_off_when_its_model_wants_fewer(self, make_model: Any) -> None:
+        world = self.world(make_model)
+        [move] = world.step(0, large=1)
+        actions = kinds(world.step(1, small=1))
+        assert f"Stop {move.replica.name}" in actions
+        assert world.step() == []
+        self.settle(world)
+        assert sorted(r.model for r in world.replicas) == ["large", "small"]
+
+    def test_a_sibling_that_never_gets_ready_leaves_the_mover_serving(self, make_model: Any) -> None:
+        world = self.world(make_model)
+        [move] = world.step(0, large=1)
+        world.step(200)
+        assert world[move.replica.name].phase is Phase.STOPPING
+        assert world[move.replica.replaces].phase is Phase.READY
+
+    def test_the_search_is_not_repeated_while_nothing_changes(self, make_model: Any) -> None:
+        world = self.world(make_model)
+        world.models["huge"] = make_model("huge", memory="1000Mi", compute=90)
+        world.step(0, large=1)
+        self.settle(world)
+        world.step(planner.RESIDENCY_S, huge=1)
+        searched = world.attempts["huge"].searched
+        assert searched
+        world.step(1)
+        assert "huge" not in world.last.attempts
+
+    def test_moves_an_hour_are_capped(self, make_model: Any) -> None:
+        world = self.world(make_model)
+        observed = Observed(world.replicas, next_ordinal=world.ordinals, moves_lately=planner.MOVES_AN_HOUR)
+        desired = {n: Desired(m, {"small": 2, "large": 1}[n]) for n, m in world.models.items()}
+        capped = plan(observed, desired, ledger_of(world.fleet, world.replicas), world.now)
+        assert capped.actions == ()
+        assert "large" in capped.refusals
+
+
+def test_a_device_that_is_ill_for_a_while_could_still_hold_a_model(make_model: Any, fleet: Inventory) -> None:
+    ill = replace(fleet, devices=tuple(replace(d, healthy=False) for d in fleet.devices))
+    assert planner.unplaceable(make_model(memory="900Mi"), ill) is None
+    assert planner.unplaceable(make_model(memory="1001Mi"), ill) is not None

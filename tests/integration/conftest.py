@@ -176,7 +176,7 @@ class Installation:
 
     def told(self) -> str:
         texts = [(self.folder / "up.out").read_text(errors="replace")] if (self.folder / "up.out").exists() else []
-        logs = sorted((self.state / "logs").glob("*.log"))
+        logs = sorted(self.state.rglob("*.log"))
         texts += [f"--- {log.name}\n{log.read_text(errors='replace')[-4000:]}" for log in logs]
         return "\n".join(texts)
 

@@ -44,7 +44,7 @@ async def test_of_a_replica_only_its_own_in_flight_requests_fail(installation: A
         await load.flow()
         killed_at = time.monotonic()
         os.kill(first["pid"], signal.SIGKILL)
-        await until(lambda: len(installation.replicas()) == 2)
+        await until(lambda: len(r := installation.replicas()) == 2 and first["pid"] not in {one["pid"] for one in r})
         await load.flow()
     # Requests in flight at the kill may fail, unless they are safe to repeat, as inference is.
     assert all(f.started <= killed_at <= f.ended for f in load.failures), load.failures
@@ -55,8 +55,9 @@ async def test_of_a_replica_only_its_own_in_flight_requests_fail(installation: A
     await until(lambda: nothing_in_flight(installation))
 
 
-async def test_of_a_worker_only_its_connections_fail(installation: Any, make_load: Any) -> None:
-    installation.workers = 2
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_of_a_worker_only_its_connections_fail(installation: Any, make_load: Any, workers: int) -> None:
+    installation.workers = workers
     installation.write()
     installation.up()
     before = installation.wait_ready(2)
@@ -68,14 +69,14 @@ async def test_of_a_worker_only_its_connections_fail(installation: Any, make_loa
         await until(
             lambda: (
                 (s := installation.get("/status"))
-                and sum(w["connected"] for w in s["workers"]) == 2
+                and sum(w["connected"] for w in s["workers"]) == workers
                 and all(w["pid"] != victim for w in s["workers"])
             )
         )
-        recovered_at = time.monotonic()
         await load.flow()
-    assert all(killed_at - 1.0 <= f.ended <= recovered_at for f in load.failures), load.failures
-    assert all(f.started <= killed_at + 0.5 for f in load.failures), "requests on other connections are unharmed"
+    # Each connection to the killed worker may lose one request; new connections wait for its successor.
+    assert all(f.ended >= killed_at for f in load.failures), load.failures
+    assert len(load.failures) <= load.clients
     assert same_processes(before, installation.replicas())
     await until(lambda: nothing_in_flight(installation))
 

@@ -1,0 +1,1 @@
+"""What the packer is measured by: public traces beside published baselines, and proven upper bounds."""

@@ -1,0 +1,375 @@
+"""Connections to endpoints: kept, bounded, and with back-pressure both ways.
+
+A `Connection` carries one request after the other. h11 parses what comes and checks what goes; this module moves the
+bytes. Reading pauses while the one who asks for events lags behind, `drain` waits while the endpoint does.
+
+The time a wait may take is a *deadline* on the connection, not a timer a wait: one timer is armed per connection and,
+when it fires too early because the deadline has moved on, it is armed again.
+
+A `Pool` holds the idle connections of one endpoint, the last used on top. A server may close an idle connection just
+as a request is sent on it, and then nobody knows whether the request was read. So a request that is not safe to repeat
+takes only a connection that has been idle for less than half of the server's keep-alive: what its `Keep-Alive` header
+says, else the 5 s that are usual.
+
+How a response's end is known (RFC 9112, section 6.3): by its length, by chunks, or by the end of the connection. In
+the last case only an orderly end counts; a reset is an error. Both a length and chunks are an error too: whoever sends
+them may be understood differently by the next reader.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Iterable
+from time import monotonic
+from typing import Final, cast
+
+import h11
+
+_HIGH_WATER: Final = 128 * 1024
+_MAX_HEAD: Final = 64 * 1024
+_CONNECT_TIMEOUT_S: Final = 2.0
+_ASSUMED_KEEPALIVE_S: Final = 5.0
+_MAX_IDLE_S: Final = 60.0
+_MAX_IDLE: Final = 64
+_SWEEP_S: Final = 15.0
+_KEEPALIVE_TIMEOUT: Final = re.compile(rb"(?:^|[,;\s])timeout\s*=\s*\"?(\d{1,6})", re.IGNORECASE)
+
+
+class UpstreamError(Exception):
+    """No answer, or no whole answer, from an endpoint."""
+
+
+class Unreachable(UpstreamError):
+    """No connection could be made; nothing was sent."""
+
+
+class Broken(UpstreamError):
+    """The connection broke, or what came over it was not a valid response."""
+
+
+class TimedOut(UpstreamError):
+    """The deadline passed while waiting for the endpoint."""
+
+
+class Connection(asyncio.Protocol):
+    """One connection; `Pool.connect` makes it."""
+
+    def __init__(self, pool: Pool, loop: asyncio.AbstractEventLoop) -> None:
+        self.pool = pool
+        self.used = 0
+        """Requests that were begun on it."""
+        self.deadline = 0.0
+        """When a wait for the endpoint ends with TimedOut, by the loop's clock."""
+        self.idle_since: float | None = None
+        self._loop = loop
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
+        self._transport: asyncio.Transport | None = None
+        self._keepalive_s = _ASSUMED_KEEPALIVE_S
+        self._failure: BaseException | None = None
+        self._unread = 0
+        self._reading_paused = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._drainer: asyncio.Future[None] | None = None
+        self._writing_paused = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    # --- asyncio.Protocol ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self.pool.open.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self.idle_since is not None:
+            self.close()
+            return
+        self._unread += len(data)
+        self._http.receive_data(data)
+        if self._unread > _HIGH_WATER and not self._reading_paused and self._transport is not None:
+            self._reading_paused = True
+            self._transport.pause_reading()
+        self._notify()
+
+    def eof_received(self) -> bool:
+        if self.idle_since is None and self._failure is None:
+            self._http.receive_data(b"")
+            self._notify()
+        return False
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._transport = None
+        if self._failure is None:
+            self._failure = Broken("the connection was reset" if exc else "the connection was closed")
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._notify()
+        self._release_drainer()
+        self.pool.lost(self)
+
+    def pause_writing(self) -> None:
+        self._writing_paused = True
+
+    def resume_writing(self) -> None:
+        self._writing_paused = False
+        self._release_drainer()
+
+    # --- sending ---
+
+    def send(self, *events: h11.Request | h11.Data | h11.EndOfMessage) -> None:
+        """Send events of a request in one write; h11.LocalProtocolError where they are not valid HTTP."""
+        if isinstance(events[0], h11.Request):
+            self.used += 1
+        parts: list[bytes] = []
+        for event in events:
+            parts += cast("list[bytes]", self._http.send_with_data_passthrough(event) or [])
+        if self._transport is not None and parts:
+            self._transport.write(parts[0] if len(parts) == 1 else b"".join(parts))
+
+    @property
+    def lagging(self) -> bool:
+        """Whether the endpoint is behind in reading what was sent."""
+        return self._writing_paused
+
+    async def drain(self) -> None:
+        """Wait until the endpoint has read enough of what was sent; returns too when the connection is gone."""
+        if self._writing_paused and self._transport is not None:
+            self._drainer = self._loop.create_future()
+            try:
+                await self._drainer
+            finally:
+                self._drainer = None
+
+    def _release_drainer(self) -> None:
+        if self._drainer is not None and not self._drainer.done():
+            self._drainer.set_result(None)
+
+    # --- receiving ---
+
+    def poll(self) -> h11.Event | None:
+        """The next event of the response if it is here; raises Broken or what `fail` was given."""
+        try:
+            event = self._http.next_event()
+        except h11.RemoteProtocolError as error:
+            raise Broken(f"not a valid response: {error}") from error
+        if event is h11.NEED_DATA:
+            self._unread = 0
+            if self._failure is not None:
+                raise self._failure
+            return None
+        if event is h11.PAUSED or isinstance(event, h11.ConnectionClosed):
+            raise Broken("the connection was closed")
+        if isinstance(event, h11.Response):
+            self._inspect(event)
+        return cast(h11.Event, event)
+
+    async def receive(self) -> h11.Event:
+        """The next event of the response; raises TimedOut at the deadline, Broken, or what `fail` was given."""
+        while True:
+            event = self.poll()
+            if event is not None:
+                return event
+            if self._reading_paused and self._transport is not None:
+                self._reading_paused = False
+                self._transport.resume_reading()
+            if self._timer is None:
+                self._timer = self._loop.call_at(self.deadline, self._check_deadline)
+            elif self._timer.when() > self.deadline:
+                self._timer.cancel()
+                self._timer = self._loop.call_at(self.deadline, self._check_deadline)
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+
+    def fail(self, error: BaseException) -> None:
+        """Make `receive` raise the error, once what has come is read."""
+        if self._failure is None:
+            self._failure = error
+        self._notify()
+
+    def _inspect(self, response: h11.Response) -> None:
+        names = [name for name, _ in response.headers]
+        if b"transfer-encoding" in names and b"content-length" in names:
+            raise Broken("the response has both Content-Length and Transfer-Encoding")
+        for name, value in response.headers:
+            if name == b"keep-alive" and (match := _KEEPALIVE_TIMEOUT.search(value)):
+                self._keepalive_s = float(match[1])
+
+    def _notify(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _check_deadline(self) -> None:
+        self._timer = None
+        if self._waiter is None or self._waiter.done():
+            return
+        if monotonic() < self.deadline:
+            self._timer = self._loop.call_at(self.deadline, self._check_deadline)
+        else:
+            self._waiter.set_exception(TimedOut("no answer in time"))
+
+    # --- its life ---
+
+    def usable(self, now: float, *, repeatable: bool) -> bool:
+        """Whether the next request may go out on this idle connection."""
+        if self._transport is None or self._transport.is_closing() or self.idle_since is None:
+            return False
+        idle = now - self.idle_since
+        return idle < (_MAX_IDLE_S if repeatable else self._keepalive_s / 2)
+
+    def take(self) -> None:
+        """Out of the pool, for a request."""
+        self.idle_since = None
+
+    def finish(self) -> None:
+        """The exchange is over: keep the connection if both sides are done with it and allow another, else close it."""
+        http = self._http
+        if (
+            self._transport is not None
+            and not self._transport.is_closing()
+            and self._failure is None
+            and http.our_state is h11.DONE
+            and http.their_state is h11.DONE
+            and http.trailing_data == (b"", False)
+        ):
+            http.start_next_cycle()
+            self._unread = 0
+            if self._reading_paused:
+                self._reading_paused = False
+                self._transport.resume_reading()
+            self.idle_since = monotonic()
+            self.pool.keep(self)
+        else:
+            self.close()
+
+    def close(self) -> None:
+        """Close at once, whatever is in flight."""
+        self.pool.lost(self)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class Pool:
+    """Connections of one endpoint."""
+
+    def __init__(self, host: str, port: int, on_idle: Callable[[], None]) -> None:
+        self.host = host
+        self.port = port
+        self.open: set[Connection] = set()
+        self._idle: list[Connection] = []
+        self._on_idle = on_idle
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<Pool {self.host}:{self.port}: {self.idle} idle of {len(self.open)}>"
+
+    @property
+    def idle(self) -> int:
+        """Connections that wait for a request."""
+        return len(self._idle)
+
+    def reuse(self, now: float, *, repeatable: bool) -> Connection | None:
+        """An idle connection that the request may take."""
+        while self._idle:
+            connection = self._idle[-1]
+            if connection.usable(now, repeatable=repeatable):
+                self._idle.pop()
+                connection.take()
+                return connection
+            if connection.usable(now, repeatable=True):
+                return None
+            self._idle.pop()
+            connection.close()
+        return None
+
+    async def connect(self) -> Connection:
+        """A new connection; raises Unreachable."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+                _, connection = await loop.create_connection(lambda: Connection(self, loop), self.host, self.port)
+        except TimeoutError:
+            raise Unreachable(f"no connection within {_CONNECT_TIMEOUT_S:g} s") from None
+        except OSError as error:
+            raise Unreachable(f"no connection: {error.strerror or error}") from None
+        return connection
+
+    def keep(self, connection: Connection) -> None:
+        """Hold an idle connection for the next request."""
+        if self._closed or len(self._idle) >= _MAX_IDLE:
+            connection.close()
+            return
+        self._idle.append(connection)
+        self._on_idle()
+
+    def lost(self, connection: Connection) -> None:
+        """A connection is closed."""
+        self.open.discard(connection)
+        if connection.idle_since is not None and connection in self._idle:
+            self._idle.remove(connection)
+
+    def sweep(self, now: float) -> None:
+        """Close what has been idle for too long."""
+        for connection in [c for c in self._idle if not c.usable(now, repeatable=True)]:
+            connection.close()
+
+    def close(self) -> None:
+        """Close idle connections now, the others when they are done."""
+        self._closed = True
+        for connection in list(self._idle):
+            connection.close()
+
+
+class Pools:
+    """One pool an endpoint, made when first wanted."""
+
+    def __init__(self) -> None:
+        self._pools: dict[str, Pool] = {}
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    def get(self, id: str, host: str, port: int) -> Pool:
+        """The pool of an endpoint; a new one where its address has changed."""
+        pool = self._pools.get(id)
+        if pool is None or (pool.host, pool.port) != (host, port):
+            if pool is not None:
+                pool.close()
+            pool = self._pools[id] = Pool(host, port, self._expect_sweep)
+        return pool
+
+    def retain(self, ids: Iterable[str]) -> None:
+        """Close the pools of all other endpoints."""
+        kept = set(ids)
+        for id in [id for id in self._pools if id not in kept]:
+            self._pools.pop(id).close()
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """Endpoint id -> (connections busy, connections idle)."""
+        return {id: (len(pool.open) - pool.idle, pool.idle) for id, pool in self._pools.items()}
+
+    def close(self) -> None:
+        """Close all connections, busy ones included."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for pool in self._pools.values():
+            pool.close()
+            for connection in list(pool.open):
+                connection.close()
+        self._pools.clear()
+
+    def _expect_sweep(self) -> None:
+        if self._sweeper is None:
+            self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
+
+    def _sweep(self) -> None:
+        self._sweeper = None
+        now = monotonic()
+        for pool in self._pools.values():
+            pool.sweep(now)
+        if any(pool.idle for pool in self._pools.values()):
+            self._expect_sweep()

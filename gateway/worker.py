@@ -1,0 +1,247 @@
+"""A gateway worker: one process with one event loop, started and watched by a supervisor.
+
+    python -m gateway.worker --listen 127.0.0.1:8080 --index 0 --workers 1 \\
+        --controller wire.sock --cache table-0.json --limits limits.shm
+
+It serves the table it finds in its cache at once, connects to the controller for a newer one, and serves on without.
+SIGTERM or SIGINT: /readyz turns false, no more connections are accepted, what is in flight finishes within 30 s, and
+the process ends with 0; a second signal cuts that short. An address that is in use, or a file that cannot be made,
+gives one line and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import logging
+import mmap
+import os
+import random
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+from gateway import limits, wire
+from gateway.app import Admin, Front
+from gateway.dispatch import Dispatcher
+from gateway.engine import Engine
+from gateway.limits import Limits
+from gateway.link import Link, TableCache
+from gateway.listener import inherited_socket, listening_socket, parse_address
+from gateway.logs import configure
+from gateway.meter import Meter
+from gateway.proxy import Proxy
+from gateway.upstream import Pools
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+log = logging.getLogger("gateway.worker")
+
+_DRAIN_S: Final = 30.0
+
+
+class StartError(Exception):
+    """The worker cannot start; the text says why and what would help."""
+
+
+def map_limits(path: Path, index: int, workers: int) -> Limits:
+    """The memory in which workers share limits; made where it is missing. One worker alone needs none."""
+    if workers == 1:
+        return Limits()
+    size = limits.size(workers)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if os.fstat(descriptor).st_size < size:
+                os.ftruncate(descriptor, size)
+            memory = memoryview(mmap.mmap(descriptor, size))
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise StartError(f"--limits {path}: {error.strerror}; give a file in a folder that can be written") from None
+    lock = threading.Lock()
+
+    def fence() -> None:
+        # Each round is an atomic read-modify-write, before which all stores are seen; the second keeps processors with
+        # one-way barriers from moving the store into the first and the loads out of it.
+        for _ in range(2):
+            lock.acquire()
+            lock.release()
+
+    return Limits(memory, index=index, workers=workers, fence=fence)
+
+
+class Worker:
+    """The parts of one worker, put together. Made within a running event loop."""
+
+    def __init__(self, options: argparse.Namespace, listener: socket.socket) -> None:
+        self._options = options
+        self._loop = asyncio.get_running_loop()
+        self._rng = random.Random()
+        self._epoch = f"{self._rng.getrandbits(64):016x}"
+        shared = map_limits(options.limits, options.index, options.workers)
+        self.dispatcher = Dispatcher(shared, Meter(options.index, self._epoch, monotonic()), self._rng)
+        self._pools = Pools()
+        self._cache = TableCache(options.cache, self.dispatcher.table.snapshot)
+        self._link: Link | None = None
+        self._page: CollectorRegistry | None = None
+        self._leave = asyncio.Event()
+        self._engine = Engine(self.dispatcher, self._pools, wake=self._wake, report=self._report)
+        self._proxy = Proxy(self._engine, self._rng)
+        self.front = Front(self._proxy, listener)
+        self.admin = Admin(metrics=self._metrics, ready=self.ready)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the controller is there."""
+        return self._link is not None and self._link.connected
+
+    def ready(self) -> bool:
+        """Whether it has a table and stays."""
+        return self.dispatcher.version != (0, 0) and not self._proxy.closing
+
+    def leave(self) -> None:
+        """Finish and end; at once if told twice."""
+        if self._leave.is_set():
+            self.front.hasten()
+        self._leave.set()
+
+    async def run(self) -> None:
+        """Serve until told to leave. Raises StartError."""
+        options = self._options
+        try:
+            await self.admin.start(options.admin_host)
+        except OSError as error:
+            raise StartError(f"--admin-host {options.admin_host}: {error.strerror}") from None
+        cached = self._cache.load()
+        if cached is not None and (effects := self.dispatcher.apply(cached, monotonic())) is not None:
+            self._engine.carry_out(effects)
+            log.info("serving %d models from the cached table", len(self.dispatcher.names))
+        await self.front.start()
+        hello = wire.Hello(
+            worker=options.index,
+            epoch=self._epoch,
+            pid=os.getpid(),
+            port=self.front.port,
+            admin_port=self.admin.port,
+        )
+        self._link = Link(
+            options.controller,
+            hello,
+            self.dispatcher,
+            self._cache,
+            self._rng,
+            carry_out=self._engine.carry_out,
+            table_changed=lambda: self._pools.retain(self.dispatcher.endpoints()),
+        )
+        log.info(
+            "worker %d listens on %s:%d, admin on %s:%d",
+            options.index,
+            options.listen[0],
+            self.front.port,
+            options.admin_host,
+            self.admin.port,
+        )
+        conversation = asyncio.create_task(self._link.run(), name="link")
+        # What was imported stays: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        await self._leave.wait()
+        log.info("leaving: finishing what is in flight")
+        if not await self.front.drain(_DRAIN_S):
+            log.warning("left with requests in flight")
+        conversation.cancel()
+        await asyncio.gather(conversation, return_exceptions=True)
+        self._cache.close()
+        self._engine.close()
+        self._pools.close()
+        await self.admin.close()
+        log.info("left")
+
+    def _wake(self, model: str) -> None:
+        if self._link is not None:
+            self._link.wake(model)
+
+    def _report(self) -> None:
+        if self._link is not None:
+            self._link.report_now()
+
+    def _metrics(self) -> bytes:
+        from gateway import metrics
+
+        if self._page is None:
+            self._page = metrics.registry(
+                metrics.WorkerCollector(
+                    self.dispatcher,
+                    connections=self._pools.counts,
+                    clients=lambda: self.front.clients,
+                    connected=lambda: self.connected,
+                    ready=self.ready,
+                    now=monotonic,
+                )
+            )
+        return metrics.render(self._page)
+
+
+async def serve(options: argparse.Namespace) -> None:
+    """Run a worker until a signal tells it to leave. Raises StartError."""
+    host, port = options.listen
+    try:
+        listener = inherited_socket() or listening_socket(host, port)
+    except OSError as error:
+        raise StartError(f"--listen {host}:{port}: {error.strerror}; choose another address") from None
+    worker = Worker(options, listener)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, worker.leave)
+    await worker.run()
+
+
+def _address(text: str) -> tuple[str, int]:
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Options of a worker; ends the process with code 2 where they are wrong."""
+    parser = argparse.ArgumentParser(prog="gateway.worker", description="One worker of the gateway.")
+    parser.add_argument("--listen", type=_address, required=True, metavar="HOST:PORT", help="where clients connect")
+    parser.add_argument("--index", type=int, required=True, help="which of the workers this is, from 0")
+    parser.add_argument("--workers", type=int, default=1, help="how many workers there are")
+    parser.add_argument("--controller", type=Path, required=True, help="the controller's Unix socket")
+    parser.add_argument("--cache", type=Path, required=True, help="file that keeps the last table")
+    parser.add_argument("--limits", type=Path, required=True, help="file of the memory that workers share")
+    parser.add_argument("--admin-host", default="127.0.0.1", help="address of /metrics, /healthz and /readyz")
+    parser.add_argument("--log-json", action="store_true", help="log one JSON object a line")
+    options = parser.parse_args(arguments)
+    if options.workers < 1 or not 0 <= options.index < options.workers:
+        parser.error(f"--index {options.index} is not that of one of {options.workers} workers")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a worker with these command line arguments; its exit code."""
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    configure(as_json=options.log_json)
+    import uvloop
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(options))
+    except StartError as error:
+        print(f"gateway worker: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Load on a running Tangram: what `make load` runs, and Locust users for runs by hand."""

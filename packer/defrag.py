@@ -1,0 +1,45 @@
+"""Background defragmentation: moves that pay for themselves.
+
+A move pays when what the mover's place is worth to the expected mix exceeds what its new place is worth by more than a
+move costs: with the mover gone, the policy's cost of putting it back where it was, less the cost of its best place. The
+best such moves are done one after another (each changes the worth of the next), make-before-break.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Final
+
+from packer.inventory import Inventory, Move
+
+if TYPE_CHECKING:
+    from packer.mix import Mix
+
+#: What a move must gain, in percent of a device: about what a small slice brings.
+LEAST_GAIN: Final = 15.0
+#: Movers weighed in one call.
+WEIGHED: Final = 256
+
+
+def defragment(
+    inventory: Inventory,
+    mix: Mix,
+    *,
+    fixed: Collection[str] = (),
+    most: int = 2,
+    least_gain: float = LEAST_GAIN,
+) -> list[Move]:
+    """At most `most` moves, in order, each of which gains more than `least_gain`; empty where none does.
+
+    `fixed` names Instances that may not be moved. Spread is kept: nobody moves to a node that holds a sibling.
+    """
+    from packer.fleet import Fleet
+
+    fleet = Fleet.of(inventory, mix=mix, fixed=fixed)
+    moves: list[Move] = []
+    while len(moves) < most:
+        best = fleet.best_move(WEIGHED)
+        if best is None or best[0] <= least_gain:
+            break
+        moves.append(fleet.carry_out(best[1]))
+    return moves

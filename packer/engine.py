@@ -1,0 +1,363 @@
+"""The indexed engine: fleets of thousands of nodes as arrays; the best node for a shape in some 0.1 ms.
+
+An `Engine` holds what is free (host CPU, host memory, compute and memory of every device) in numpy arrays. For every
+shape that was ever asked it keeps a *column*: the cost of placing the shape on each node, and on which device. A
+change touches one node, so that a column asked again recomputes only the nodes that changed since it was last asked
+(found in a log of changes), and then takes the least cost. What the cost is, is the policy's business (`Policy`).
+
+Equal costs are settled by a signature of what a node is and holds, in which no node's name or number occurs: the sum of
+hashes of the keys of what lies there, on top of a hash of its capacity. Mirror images (empty nodes alike) are the only
+nodes with equal signatures, and whichever of those is taken, the outcome is the same but for names.
+
+A device's *level* is the percent of it that can still be given: the lesser of its free compute and its free memory. A
+shape's *size* on a kind of device is the greater of its two shares. Fits are checked on the exact integers; levels and
+sizes only feed the measures of usefulness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from packer.mix import Shape
+
+Array = NDArray[Any]
+
+UNBOUNDED: Final = 1 << 50
+"""Stands for a host quantity without bound, and for the memory of a device whose memory does not matter."""
+_MASK: Final = (1 << 62) - 1
+_LOW: Final = (1 << 44) - 1
+_AT_ONCE: Final = 64
+"""Nodes costed for one request."""
+_LOOK_AGAIN: Final = 24
+"""Nodes costed anew for one request after prices have changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bay:
+    """One device of a `Rack`, as the engine sees it."""
+
+    model: str
+    memory_mib: int = UNBOUNDED
+    """Usable."""
+    compute: int = 100
+    max_clients: int = 1 << 20
+    labels: frozenset[tuple[str, str]] = frozenset()
+    """Its own and its node's."""
+    mechanisms: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Rack:
+    """One node, as the engine sees it: no name."""
+
+    cpu_milli: int
+    host_memory_mib: int
+    bays: tuple[Bay, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """Where something lies: a node and the devices used there (none where the host alone was asked)."""
+
+    node: int
+    devices: tuple[int, ...]
+
+
+class Column:
+    """The cost of one shape on every node."""
+
+    __slots__ = (
+        "allowed",
+        "cost",
+        "dated",
+        "device",
+        "index",
+        "old",
+        "open",
+        "pending",
+        "priced",
+        "shape",
+        "size",
+        "stamp",
+        "unknown",
+    )
+
+    def __init__(self, index: int, shape: Shape, allowed: Array, size: Array) -> None:
+        self.index = index
+        self.shape = shape
+        self.allowed = allowed
+        """bool[N, D]: the device is of an allowed model, carries the labels and offers the mechanism."""
+        self.size = size
+        """int16[N, D]: percent of the device that the shape takes."""
+        self.cost = np.full(len(allowed), np.inf)
+        self.device = np.zeros(len(allowed), np.int8)
+        self.open: Array = np.asarray(allowed.any(1)) if shape.devices else np.ones(len(allowed), bool)
+        self.stamp = -1
+        self.unknown = np.zeros(len(allowed), bool)
+        """Nodes that changed and were not costed since; never taken while another node is."""
+        self.pending = False
+        self.priced = 0
+        self.old = np.zeros(len(allowed), bool)
+        """Nodes costed at prices that have changed since."""
+        self.dated = False
+
+
+class Policy(Protocol):
+    """What makes one node better than another."""
+
+    by_name: bool
+    """Ties go to the lowest node number (as published baselines do), not to the least signature."""
+
+    def evaluate(self, engine: Engine, column: Column, nodes: Array, fits: Array) -> tuple[Array, Array]:
+        """Cost (float64[n]) and device (int[n]) for nodes (int[n]) that fit; fits (bool[n, D]) says which devices do.
+
+        The device is only read where the shape asks for one device; lower cost is better.
+        """
+        ...
+
+
+class Engine:
+    """Free amounts of a fleet, and where each shape would best go."""
+
+    def __init__(self, racks: Sequence[Rack], policy: Policy) -> None:
+        count, width = len(racks), max((len(r.bays) for r in racks), default=1) or 1
+        self.policy = policy
+        self.racks = tuple(racks)
+        self.cpu = np.array([r.cpu_milli for r in racks], np.int64)
+        self.ram = np.array([r.host_memory_mib for r in racks], np.int64)
+        self.compute = np.zeros((count, width), np.int16)
+        self.memory = np.zeros((count, width), np.int64)
+        self.clients = np.zeros((count, width), np.int32)
+        self.whole = np.zeros((count, width), np.int16)
+        """Level of the device when empty: 100, or less where it may give less compute; 0 where there is none."""
+        self.usable = np.zeros((count, width), np.int64)
+        self.cpu_total, self.ram_total = self.cpu.copy(), self.ram.copy()
+        kinds: dict[Bay, int] = {}
+        self.kind = np.full((count, width), -1, np.int32)
+        for n, rack in enumerate(racks):
+            for d, bay in enumerate(rack.bays):
+                self.kind[n, d] = kinds.setdefault(bay, len(kinds))
+                self.compute[n, d] = self.whole[n, d] = min(bay.compute, 100)
+                self.memory[n, d] = self.usable[n, d] = bay.memory_mib
+                self.clients[n, d] = bay.max_clients
+        self.kinds = tuple(kinds)
+        self.level = self.whole.copy()
+        self.free = self.level.sum(1, dtype=np.int64)
+        """Levels of a node in sum."""
+        self.prices = 0
+        self.sig = np.array([_stable(canonical(r)) for r in racks], np.int64)
+        self.device_sig = np.zeros((count, width), np.int64)
+        self.bound = np.zeros((count, width), np.int16)
+        """Mechanism that a device is bound to while in use, by number; 0 for none."""
+        self._users: dict[tuple[int, int], int] = {}
+        self._mechanisms: dict[str, int] = {}
+        self.columns: list[Column] = []
+        self._known: dict[Shape, int] = {}
+        self._log: list[int] = []
+
+    # --- shapes ---
+
+    def column(self, shape: Shape) -> Column:
+        """The shape's column, made on first use."""
+        index = self._known.get(shape)
+        if index is None:
+            index = self._known[shape] = len(self.columns)
+            takes = np.array([*(accepts(kind, shape) for kind in self.kinds), False])
+            sizes = np.array([*(share(kind, shape) for kind in self.kinds), 0], np.int16)
+            self.columns.append(Column(index, shape, takes[self.kind], sizes[self.kind]))
+        return self.columns[index]
+
+    def fits(self, column: Column, nodes: Array) -> tuple[Array, Array]:
+        """(which of the nodes fit: int[m], which devices of those do: bool[m, D])."""
+        shape = column.shape
+        ok = (self.cpu[nodes] >= shape.cpu_milli) & (self.ram[nodes] >= shape.host_memory_mib) & column.open[nodes]
+        nodes = nodes[ok]
+        if not shape.devices:
+            return nodes, np.zeros((len(nodes), self.level.shape[1]), bool)
+        devices = (self.compute[nodes] >= shape.compute) & column.allowed[nodes] & (self.clients[nodes] > 0)
+        if shape.memory_mib:
+            devices &= self.memory[nodes] >= shape.memory_mib
+        if shape.mechanism:
+            bound = self.bound[nodes]
+            devices &= (bound == 0) | (bound == self._mechanisms.setdefault(shape.mechanism, len(self._mechanisms) + 1))
+        enough = devices.any(1) if shape.devices == 1 else devices.sum(1) >= shape.devices
+        return nodes[enough], devices[enough]
+
+    @property
+    def version(self) -> int:
+        """Grows by one with every change."""
+        return len(self._log)
+
+    def changed(self, since: int) -> Array | None:
+        """Nodes that changed since a version (all for a negative one), ascending; None where none did."""
+        behind = len(self._log) - since if since >= 0 else len(self.cpu)
+        if behind == 0:
+            return None
+        if behind >= len(self.cpu):
+            return np.arange(len(self.cpu))
+        nodes = np.fromiter(set(self._log[since:]), np.int64)
+        nodes.sort()
+        return nodes
+
+    # --- placing ---
+
+    def best(self, shape: Shape, shut: Collection[int] = ()) -> Spot | None:
+        """Where the shape goes by the policy; None where it fits nowhere. Nodes that are shut take nothing."""
+        column = self.refresh(shape)
+        cost = column.cost
+        if shut:
+            cost = cost.copy()
+            cost[list(shut)] = np.inf
+        node = int(cost.argmin())
+        least = cost[node]
+        if least == np.inf:
+            return None
+        if not self.policy.by_name:
+            tied = (cost == least).nonzero()[0]
+            if len(tied) > 1:
+                node = int(tied[self.sig[tied].argmin()])
+        return Spot(node, self.devices_for(column, node))
+
+    def refresh(self, shape: Shape) -> Column:
+        """The shape's column, brought up to date: exact in what fits, and in the costs of all that may be best."""
+        column = self.column(shape)
+        first = column.stamp < 0
+        nodes = self.changed(column.stamp)
+        if nodes is not None:
+            column.stamp = len(self._log)
+            column.cost[nodes] = np.inf
+            column.unknown[nodes] = True
+            column.pending = True
+        if column.pending:
+            nodes = column.unknown.nonzero()[0]
+            fit, devices = self.fits(column, nodes)
+            if len(fit) > _AT_ONCE and not first and not self.policy.by_name:
+                # The fullest first: they are what policies prefer; the rest have their turn at the next requests.
+                order = ((self.free[fit] << 44) | (self.sig[fit] & _LOW)).argpartition(_AT_ONCE)[:_AT_ONCE]
+                column.unknown[nodes] = False
+                column.unknown[fit] = True
+                fit, devices = fit[order], devices[order]
+                column.unknown[fit] = False
+            else:
+                column.unknown[nodes] = False
+                column.pending = False
+            self._evaluate(column, fit, devices)
+        if column.priced < self.prices:
+            column.priced = self.prices
+            column.old[:] = True
+            column.dated = True
+        while column.dated:
+            # Costs at old prices say which nodes to look at again: the least, until the least is up to date.
+            best = int(column.cost.argmin())
+            if not column.old[best] or column.cost[best] == np.inf:
+                break
+            cost = np.where(column.old, column.cost, np.inf)
+            nodes = np.lexsort((self.sig, cost))[:_LOOK_AGAIN]
+            nodes = nodes[np.isfinite(cost[nodes])]
+            self._evaluate(column, *self.fits(column, nodes))
+        return column
+
+    def spot_on(self, shape: Shape, node: int) -> Spot | None:
+        """Where on this node the shape goes; None where it does not fit there."""
+        column = self.refresh(shape)
+        nodes, devices = self.fits(column, np.array([node]))
+        if not len(nodes):
+            return None
+        self._evaluate(column, nodes, devices)
+        column.unknown[node] = False
+        return Spot(node, self.devices_for(column, node))
+
+    def _evaluate(self, column: Column, nodes: Array, devices: Array) -> None:
+        if len(nodes):
+            column.old[nodes] = False
+            column.cost[nodes], column.device[nodes] = self.policy.evaluate(self, column, nodes, devices)
+
+    def devices_for(self, column: Column, node: int) -> tuple[int, ...]:
+        """The devices of a node that the shape would get: the policy's, or of several the fullest that fit."""
+        shape = column.shape
+        if shape.devices == 0:
+            return ()
+        if shape.devices == 1:
+            return (int(column.device[node]),)
+        _, fits = self.fits(column, np.array([node]))
+        able = fits[0].nonzero()[0]
+        order = sorted(able, key=lambda d: (self.level[node, d], self.device_sig[node, d], d))
+        return tuple(int(d) for d in sorted(order[: shape.devices]))
+
+    def take(self, shape: Shape, spot: Spot, key: int) -> None:
+        """Count what is placed; key names the Instance (any integer, the same for `give`)."""
+        self._change(shape, spot, key, 1)
+
+    def give(self, shape: Shape, spot: Spot, key: int) -> None:
+        """Count what departs."""
+        self._change(shape, spot, key, -1)
+
+    def _change(self, shape: Shape, spot: Spot, key: int, sign: int) -> None:
+        node = spot.node
+        self.cpu[node] -= sign * shape.cpu_milli
+        self.ram[node] -= sign * shape.host_memory_mib
+        mark = _mix64(key)
+        for d in spot.devices:
+            self.compute[node, d] -= sign * shape.compute
+            self.clients[node, d] -= sign
+            if shape.mechanism:
+                users = self._users[node, d] = self._users.get((node, d), 0) + sign
+                number = self._mechanisms.setdefault(shape.mechanism, len(self._mechanisms) + 1)
+                self.bound[node, d] = number if users else 0
+            level = self.compute[node, d]
+            if shape.memory_mib:
+                self.memory[node, d] -= sign * shape.memory_mib
+                level = min(level, 100 * self.memory[node, d] // self.usable[node, d])
+            elif self.memory[node, d] != self.usable[node, d]:
+                level = min(level, 100 * self.memory[node, d] // self.usable[node, d])
+            self.free[node] += int(level) - int(self.level[node, d])
+            self.level[node, d] = level
+            self.device_sig[node, d] = (int(self.device_sig[node, d]) + sign * mark) & _MASK
+        # What lies on a node matters, and beside what: a pair on one device is not the pair on two.
+        self.sig[node] = (int(self.sig[node]) + sign * mark) & _MASK
+        self._log.append(node)
+
+    def reprice(self) -> None:
+        """The policy's prices have changed: the best of each column are looked at again when next asked."""
+        self.prices += 1
+
+
+def accepts(bay: Bay, shape: Shape) -> bool:
+    """Whether the device is of a kind that the shape may use."""
+    return (
+        (not shape.device_models or bay.model in shape.device_models)
+        and shape.labels <= bay.labels
+        and (not shape.mechanism or not bay.mechanisms or shape.mechanism in bay.mechanisms)
+    )
+
+
+def share(bay: Bay, shape: Shape) -> int:
+    """Percent of the device that one slice of the shape takes, rounded up; at least 1, over 100 where it never fits."""
+    memory = -(-100 * shape.memory_mib // bay.memory_mib) if bay.memory_mib else 101
+    return max(1, shape.compute, min(memory, 101))
+
+
+def canonical(rack: Rack) -> str:
+    """A text that two racks share if and only if they are alike, whatever the order of their devices."""
+    bays = [
+        (b.model, b.memory_mib, b.compute, b.max_clients, sorted(b.labels), sorted(b.mechanisms)) for b in rack.bays
+    ]
+    return repr((rack.cpu_milli, rack.host_memory_mib, sorted(bays)))
+
+
+def _stable(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") & _MASK
+
+
+def _mix64(key: int) -> int:
+    """A well-spread hash of an integer (the finalizer of splitmix64)."""
+    x = (key + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return (x ^ (x >> 31)) & _MASK

@@ -1,0 +1,269 @@
+"""An inventory on the indexed engine: `place` and `make_room` for fleets of any size, with an expected mix.
+
+A `Fleet` is the working copy of one computation, like an `Occupancy`: built from an inventory, kept up to date as
+slices come and go. It adds to the engine what has names: which node and device an index is, who lies where, which
+groups' replicas to spread, which devices to avoid, which mechanism a device is bound to while in use.
+
+Of the spots that fit, in this order of weight: devices that the request avoids come last; fewer replicas of the same
+group on the device; fewer on the node; least cost by the adaptive policy (`adaptive`). With `spread=False` only the
+cost counts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from hashlib import blake2b
+from typing import Final
+
+import numpy as np
+
+from packer.adaptive import Adaptive
+from packer.engine import UNBOUNDED, Bay, Column, Engine, Rack, Spot
+from packer.inventory import Alternative, Device, Inventory, Move, MovePlan, Node, Placement, SliceRequest
+from packer.mix import Mix, Shape, shape_of
+from packer.tenants import Tenant, Tenants
+
+_ALTERNATIVES: Final = 3
+
+
+class Fleet:
+    """Placement on one evolving inventory by the adaptive policy."""
+
+    def __init__(self, inventory: Inventory, mix: Mix, fixed: Collection[str] = (), spread: bool = True) -> None:
+        self._inventory = inventory
+        self._spread = spread
+        self._fixed = frozenset(fixed)
+        nodes = {n.name: n for n in inventory.nodes}
+        by_node: dict[str, list[Device]] = {n.name: [] for n in inventory.nodes}
+        for device in inventory.devices:
+            by_node[device.node].append(device)
+        self.nodes: tuple[Node, ...] = tuple(n for n in inventory.nodes if by_node[n.name])
+        self.devices = tuple(tuple(by_node[n.name]) for n in self.nodes)
+        self._index = {d.id: (i, j) for i, row in enumerate(self.devices) for j, d in enumerate(row)}
+        racks = [_rack(nodes[n.name], row) for n, row in zip(self.nodes, self.devices, strict=True)]
+        self.engine = Engine(racks, Adaptive(mix))
+        self.tenants = Tenants(self.engine)
+        self._placements: dict[int, Placement] = {}
+        self._group_on_device: Counter[tuple[str, int, int]] = Counter()
+        self._group_on_node: dict[str, Counter[int]] = {}
+        places = {n.name: i for i, n in enumerate(self.nodes)}
+        for placement in inventory.placements:
+            if any(d in self._index for d in placement.all_devices):
+                self._put(placement)
+            elif placement.node in places:
+                # Its device is gone; it still counts against its node.
+                request = placement.request
+                host = Shape(devices=0, cpu_milli=request.cpu_milli, host_memory_mib=request.host_memory_mib)
+                self.engine.take(host, Spot(places[placement.node], ()), _key(request.id))
+
+    @classmethod
+    def of(
+        cls, inventory: Inventory, *, mix: Mix | None = None, fixed: Collection[str] = (), spread: bool = True
+    ) -> Fleet:
+        """The fleet with the mix to expect; without one, of what lies there now."""
+        if mix is None or not mix.shapes:
+            mix = Mix.recent(p.request for p in inventory.placements)
+        return cls(inventory, mix, fixed, spread)
+
+    def place(self, request: SliceRequest) -> Placement | None:
+        """Place and count; None where the request fits nowhere."""
+        shape = shape_of(request)
+        column = self.engine.refresh(shape)
+        spot = self._best(request, shape, column)
+        if spot is None:
+            return None
+        placement = self._named(request, spot, column)
+        self._put(placement)
+        return placement
+
+    def make_room(self, request: SliceRequest, most: int) -> MovePlan | None:
+        """Moves that let the request in, on top of what is placed; carried out here."""
+        if (placement := self.place(request)) is not None:
+            return MovePlan((), placement)
+        before = dict(self._placements)
+        found = self.tenants.make_room(shape_of(request), most)
+        if found is None:
+            return None
+        steps, spot = found
+        moves = []
+        for step in steps:
+            source = before[step.key]
+            target = self._at(source.request, step.target, f"moved to make room for {request.id}")
+            moves.append(Move(source, target))
+            self._count(source, -1)
+            self._count(target, 1)
+            before[step.key] = self._placements[step.key] = target
+        why = f"after {len(moves)} move{'s' if len(moves) > 1 else ''}"
+        placement = self._at(request, spot, why)
+        self._put(placement)
+        return MovePlan(tuple(moves), placement)
+
+    # --- defragmentation ---
+
+    def best_move(self, weighed: int) -> tuple[float, tuple[int, Spot]] | None:
+        """(gain, (mover, target)) of the move that gains most; None where nobody may move.
+
+        Movers on the emptiest nodes are weighed, at most so many: those whose leaving frees most.
+        """
+        engine = self.engine
+        movers = [t for t in self.tenants.held.values() if t.movable]
+        movers.sort(key=lambda t: (-int(engine.free[t.spot.node]), int(engine.sig[t.spot.node]), t.key))
+        best: tuple[float, tuple[int, Spot]] | None = None
+        for tenant in movers[:weighed]:
+            request = self._placements[tenant.key].request
+            source = tenant.spot.node
+            held = self._group_on_node.get(request.group, Counter())
+            shut = {i for i, n in held.items() if n > 0} | {source} if self._spread else {source}
+            shut |= {self._index[d][0] for d in request.avoid if d in self._index}
+            self.tenants.leave(tenant.key)
+            target = engine.best(tenant.shape, shut)
+            if target is not None:
+                column = engine.refresh(tenant.shape)
+                engine.spot_on(tenant.shape, source)
+                gain = float(column.cost[source] - column.cost[target.node])
+                if best is None or gain > best[0]:
+                    best = gain, (tenant.key, target)
+            self.tenants.put(tenant)
+        return best
+
+    def carry_out(self, move: tuple[int, Spot]) -> Move:
+        """Make before break."""
+        key, target = move
+        source = self._placements[key]
+        self.tenants.move(key, target)
+        moved = self._at(source.request, target, "moved: what it leaves is worth more to what is expected")
+        self._count(source, -1)
+        self._count(moved, 1)
+        self._placements[key] = moved
+        return Move(source, moved)
+
+    # --- names ---
+
+    def _put(self, placement: Placement) -> None:
+        request = placement.request
+        spots = [self._index[d] for d in placement.all_devices if d in self._index]
+        key = _key(request.id)
+        spot = Spot(spots[0][0], tuple(j for _, j in spots))
+        self.tenants.put(Tenant(key, shape_of(request), spot, request.id not in self._fixed))
+        self._placements[key] = placement
+        self._count(placement, 1)
+
+    def _count(self, placement: Placement, sign: int) -> None:
+        group = placement.request.group
+        for d in placement.all_devices:
+            if d not in self._index:
+                continue
+            i, j = self._index[d]
+            self._group_on_device[group, i, j] += sign
+            self._group_on_node.setdefault(group, Counter())[i] += sign
+
+    def _best(self, request: SliceRequest, shape: Shape, column: Column) -> Spot | None:
+        special = bool(request.avoid) or (self._spread and bool(self._group_on_node.get(request.group)))
+        if not special:
+            return self.engine.best(shape)
+        cost = column.cost
+        held = self._group_on_node.get(request.group, Counter())
+        crowded = {i for i, n in held.items() if n > 0} if self._spread else set()
+        crowded |= {self._index[d][0] for d in request.avoid if d in self._index}
+        clean = self.engine.best(shape, crowded) if crowded else self.engine.best(shape)
+        if clean is not None:
+            return clean
+        options = []
+        for i in sorted(crowded):
+            if self.engine.spot_on(shape, i) is None:
+                continue
+            _, fits = self.engine.fits(column, np.array([i]))
+            able = [int(j) for j in fits[0].nonzero()[0]]
+            ranked = sorted(
+                able,
+                key=lambda j: (
+                    self.devices[i][j].id in request.avoid,
+                    self._group_on_device[request.group, i, j],
+                    self.engine.level[i, j],
+                    self.engine.device_sig[i, j],
+                ),
+            )[: max(1, shape.devices)]
+            rank = (
+                any(self.devices[i][j].id in request.avoid for j in ranked),
+                sum(self._group_on_device[request.group, i, j] for j in ranked),
+                held[i],
+                float(cost[i]),
+                int(self.engine.sig[i]),
+            )
+            options.append((rank, Spot(i, tuple(sorted(ranked)) if shape.devices else ())))
+        return min(options, key=lambda o: o[0])[1] if options else None
+
+    def _at(self, request: SliceRequest, spot: Spot, why: str) -> Placement:
+        ids = [self.devices[spot.node][j].id for j in spot.devices]
+        return Placement(request, ids[0], self.nodes[spot.node].name, why=why, more_devices=tuple(ids[1:]))
+
+    def _named(self, request: SliceRequest, spot: Spot, column: Column) -> Placement:
+        ids = [self.devices[spot.node][j].id for j in spot.devices]
+        cost = column.cost
+        count = int(np.isfinite(cost).sum())
+        nearest = np.argpartition(cost, min(_ALTERNATIVES, len(cost) - 1))[: _ALTERNATIVES + 1]
+        others = [int(n) for n in nearest[np.argsort(cost[nearest], kind="stable")] if n != spot.node]
+        node, j = spot.node, spot.devices[0]
+        left = int(self.engine.memory[node, j]) - request.memory_mib
+        compute = int(self.engine.compute[node, j]) - request.compute
+        why = (
+            f"of {count} node{'s' if count != 1 else ''} with room where least is lost of what the expected mix "
+            f"could use; leaves {left:,} MiB and {compute}% compute free"
+        )
+        return Placement(
+            request,
+            ids[0],
+            self.nodes[node].name,
+            score=-float(cost[node]),
+            why=why,
+            alternatives=tuple(
+                Alternative(
+                    self.devices[n][int(column.device[n])].id, -float(cost[n]), f"would lose {float(cost[n]):.2f}"
+                )
+                for n in others[:_ALTERNATIVES]
+                if np.isfinite(cost[n])
+            ),
+            more_devices=tuple(ids[1:]),
+        )
+
+
+def place_all(
+    inventory: Inventory, requests: Sequence[SliceRequest], mix: Mix, spread: bool = True
+) -> list[Placement | None]:
+    """A placement for each request in the order given, largest placed first; None where nothing fits."""
+    fleet = Fleet(inventory, mix, spread=spread)
+    largest = max((d.usable_mib for d in inventory.devices if d.usable_mib > 0), default=1)
+    order = sorted(
+        range(len(requests)),
+        key=lambda i: (
+            -requests[i].devices * max(requests[i].compute / 100, requests[i].memory_mib / largest),
+            i,
+        ),
+    )
+    found: dict[int, Placement | None] = {i: fleet.place(requests[i]) for i in order}
+    return [found[i] for i in range(len(requests))]
+
+
+def _rack(node: Node, devices: Sequence[Device]) -> Rack:
+    host = frozenset(node.labels.items())
+    bays = tuple(
+        Bay(
+            d.model,
+            max(0, d.usable_mib),
+            d.compute,
+            d.max_clients if d.healthy and node.schedulable else 0,
+            host | frozenset(d.labels.items()),
+            d.mechanisms,
+        )
+        for d in devices
+    )
+    return Rack(
+        UNBOUNDED if node.cpu_milli is None else node.cpu_milli,
+        UNBOUNDED if node.memory_mib is None else node.memory_mib,
+        bays,
+    )
+
+
+def _key(instance: str) -> int:
+    return int.from_bytes(blake2b(instance.encode(), digest_size=7).digest(), "big")

@@ -1,0 +1,405 @@
+"""MIG: which instance profiles may lie where on a device, and where the next one should go.
+
+A device has memory slots; a profile takes `size` of them from one of few allowed starts, and a number of compute
+slices, of which the device has a bounded sum. Starts and sizes are the driver's (`nvidia-smi mig -lgipp` on A100-40GB,
+A100-80GB and H100-NVL; NVIDIA MIG user guide for the names and greatest counts of H200, B200 and A30): mind that 3g
+takes four slots, not three, and 7g all eight.
+
+A `Layout` is the set of instances on one device. Repartitioning is nothing but creating and destroying instances, and
+an instance is destroyed only when its tenant has left, so that slots in use are never touched: every layout that can
+be reached is legal by construction, and `verify_layout` re-checks one from the table alone.
+
+There are few layouts (336 of the five distinct sizes on an eight-slot part), so that the worth of each is tabulated:
+the mean over the expected mix of how many more of each profile it could take, weighed by the profile's size. A profile
+goes where its worth loses least: to the device and start that cost least, of equals to the fullest device.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One kind of GPU instance."""
+
+    name: str
+    memory_mib: int
+    slices: int
+    """Compute slices."""
+    size: int
+    """Memory slots."""
+    starts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """What one model of device allows."""
+
+    model: str
+    slots: int
+    slices: int
+    profiles: tuple[Profile, ...]
+
+    def profile(self, name: str) -> Profile:
+        """By name; ValueError names what there is."""
+        for profile in self.profiles:
+            if profile.name == name:
+                return profile
+        raise ValueError(
+            f"MIG profile {name!r} is not one of {self.model}; it has {', '.join(p.name for p in self.profiles)}"
+        )
+
+    def profile_for(self, memory_mib: int, compute: int) -> Profile | None:
+        """The smallest profile with this much memory and percent of the device's compute; None where none has.
+
+        One slice is 1/slices of the compute. Compute chooses first: of profiles with enough of both the one of fewest
+        slices, then of least memory.
+        """
+        able = [p for p in self.profiles if p.memory_mib >= memory_mib and 100 * p.slices >= compute * self.slices]
+        return min(able, key=lambda p: (p.slices, p.size), default=None)
+
+
+def _eight(model: str, gib: Sequence[int], names: Sequence[int] | None = None) -> Geometry:
+    """An eight-slot part from the memory of its 1g, 1g double, 2g, 3g, 4g and 7g profiles in GB."""
+    kinds = (
+        ("1g", 1, 1, (0, 1, 2, 3, 4, 5, 6)),
+        ("1g", 1, 2, (0, 2, 4, 6)),
+        ("2g", 2, 2, (0, 2, 4)),
+        ("3g", 3, 4, (0, 4)),
+        ("4g", 4, 4, (0,)),
+        ("7g", 7, 8, (0,)),
+    )
+    return Geometry(
+        model,
+        8,
+        7,
+        tuple(
+            Profile(f"{kind}.{gb}gb", gb * 1024, slices, size, starts)
+            for gb, (kind, slices, size, starts) in zip(gib, kinds, strict=True)
+        ),
+    )
+
+
+GEOMETRIES: Final[Mapping[str, Geometry]] = {
+    g.model: g
+    for g in (
+        _eight("A100-40", (5, 10, 10, 20, 20, 40)),
+        _eight("A100-80", (10, 20, 20, 40, 40, 80)),
+        _eight("H100-80", (10, 20, 20, 40, 40, 80)),
+        _eight("H200-141", (18, 35, 35, 71, 71, 141)),
+        _eight("B200", (23, 45, 45, 90, 90, 180)),
+        Geometry(
+            "A30-24",
+            4,
+            4,
+            (
+                Profile("1g.6gb", 6 * 1024, 1, 1, (0, 1, 2, 3)),
+                Profile("2g.12gb", 12 * 1024, 2, 2, (0, 2)),
+                Profile("4g.24gb", 24 * 1024, 4, 4, (0,)),
+            ),
+        ),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Instance:
+    """A profile at a start."""
+
+    start: int
+    profile: str
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceMove:
+    """An instance's sibling is created at the target, then the source is destroyed."""
+
+    source_device: int
+    source: Instance
+    target_device: int
+    target: Instance
+
+
+Layout = frozenset[Instance]
+_STRANDED: Final = 10.0
+"""Worth lost with each slot that is stranded; a slot in use is worth about one."""
+_WINDOWS: Final = (4, 10, 48)
+"""Windows tried in earnest for one profile, the deepest level of nested moves first."""
+
+
+def verify_layout(model: str, layout: Iterable[Instance]) -> list[str]:
+    """All that is wrong with the instances on one device; empty when the driver would allow them."""
+    geometry = GEOMETRIES.get(model)
+    if geometry is None:
+        return [f"model {model} has no MIG geometry"]
+    taken: dict[int, Instance] = {}
+    slices = 0
+    problems = []
+    for instance in sorted(layout):
+        profile = next((p for p in geometry.profiles if p.name == instance.profile), None)
+        if profile is None:
+            problems.append(f"{instance.profile} is no profile of {model}")
+            continue
+        if instance.start not in profile.starts:
+            problems.append(f"{instance.profile} may not start at slot {instance.start}")
+        slices += profile.slices
+        for slot in range(instance.start, instance.start + profile.size):
+            if slot >= geometry.slots:
+                problems.append(f"{instance.profile} at {instance.start} reaches past slot {geometry.slots - 1}")
+                break
+            if slot in taken:
+                problems.append(f"slot {slot} is both {taken[slot].profile}'s and {instance.profile}'s")
+            taken[slot] = instance
+    if slices > geometry.slices:
+        problems.append(f"{slices} compute slices of {geometry.slices}")
+    return problems
+
+
+def openings(model: str, layout: Layout, profile: str) -> tuple[int, ...]:
+    """Starts at which the profile fits beside what is there."""
+    return _openings(model, layout, profile)
+
+
+@lru_cache(maxsize=65_536)
+def _openings(model: str, layout: Layout, name: str) -> tuple[int, ...]:
+    geometry = GEOMETRIES[model]
+    profile = geometry.profile(name)
+    used, slices = 0, 0
+    for instance in layout:
+        there = geometry.profile(instance.profile)
+        used |= ((1 << there.size) - 1) << instance.start
+        slices += there.slices
+    if slices + profile.slices > geometry.slices:
+        return ()
+    return tuple(s for s in profile.starts if not used & (((1 << profile.size) - 1) << s))
+
+
+@lru_cache(maxsize=65_536)
+def capacity(model: str, layout: Layout, profile: str) -> int:
+    """How many more instances of the profile fit."""
+    count = 0
+    while starts := _openings(model, layout, profile):
+        # From the top, where the fewest others may start: exact, since alike sizes do not overlap partly.
+        layout = layout | {Instance(starts[-1], profile)}
+        count += 1
+    return count
+
+
+def repackable(model: str, devices: int, counts: Mapping[str, int]) -> bool:
+    """Whether a multiset of profiles fits so many devices when everything may be laid out anew; exact.
+
+    7g takes a device; 4g at most one a device, in its lower half; 3g either half. What remains are pairs of slots: two
+    in a lower half and one in an upper half that take a 2g, a double or two singles, and the upper half's tail (slots 6
+    and 7) that takes a double or one single, since no 2g may start at 6 and no single at 7.
+    """
+    names = [p.name for p in GEOMETRIES[model].profiles]
+    if len(names) == 3:
+        one, two, four = (counts.get(n, 0) for n in names)
+        return 4 * four + 2 * two + one <= 4 * devices
+    one, double, two, three, four, seven = (counts.get(n, 0) for n in names)
+    devices -= seven
+    if devices < 0 or four > devices:
+        return False
+    # Lower halves: 4g first, then 3g; 3g goes to upper halves first, since those are worth less to small ones.
+    upper = devices - min(devices, three)
+    lower = devices - four - max(0, three - devices)
+    if lower < 0:
+        return False
+    # Compute slices: seven a device; with 4g and 3g beside each other all are used, as is never exceeded by size.
+    # A lower half has two even pairs; an upper half one pair that takes anything (4-5), and one (6-7) for a double or
+    # a single.
+    free_pairs = 2 * lower + upper
+    tails = upper
+    free_pairs -= two
+    if free_pairs < 0:
+        return False
+    doubles_in_tail = 0
+    # A tail holds one double or one single; a free pair one double or two singles: doubles go to tails first.
+    doubles_in_tail = min(double, tails)
+    free_pairs -= double - doubles_in_tail
+    return free_pairs >= 0 and one <= 2 * free_pairs + tails - doubles_in_tail
+
+
+def stranded(model: str, layout: Layout) -> int:
+    """Free slots that no profile can reach any more, such as slot 7 beside a single at 6."""
+    geometry = GEOMETRIES[model]
+    used = sum(geometry.profile(i.profile).size for i in layout)
+    reached = {
+        slot
+        for p in geometry.profiles
+        for start in _openings(model, layout, p.name)
+        for slot in range(start, start + p.size)
+    }
+    return geometry.slots - used - len(reached)
+
+
+class MigFleet:
+    """Layouts of many devices of one model, and the best place for the next instance."""
+
+    def __init__(self, model: str, count: int, mix: Mapping[str, float]) -> None:
+        if model not in GEOMETRIES:
+            raise ValueError(f"model {model!r} has no MIG geometry; known are {', '.join(GEOMETRIES)}")
+        self.model = model
+        self.geometry = GEOMETRIES[model]
+        self._mix = {p: w / sum(mix.values()) for p, w in sorted(mix.items())}
+        self._layouts: list[Layout] = [frozenset()] * count
+        self._of: dict[Layout, set[int]] = {frozenset(): set(range(count))}
+        self._stamps = [0] * count
+        self._events = 0
+        self._worth: dict[Layout, float] = {}
+        self._best: dict[tuple[Layout, str], tuple[float, int] | None] = {}
+
+    def layout(self, device: int) -> Layout:
+        """What lies on a device."""
+        return self._layouts[device]
+
+    def worth(self, layout: Layout) -> float:
+        """Expected use of what is left, in slots."""
+        known = self._worth.get(layout)
+        if known is None:
+            useful = sum(
+                w * self.geometry.profile(p).size * capacity(self.model, layout, p) for p, w in self._mix.items()
+            )
+            known = self._worth[layout] = useful - _STRANDED * stranded(self.model, layout)
+        return known
+
+    def _choice(self, layout: Layout, profile: str) -> tuple[float, int] | None:
+        """(loss of worth, start) of the best start on such a device; None where there is none."""
+        key = layout, profile
+        if key not in self._best:
+            self._best[key] = min(
+                (
+                    (round(self.worth(layout) - self.worth(layout | {Instance(s, profile)}), 9), -s)
+                    for s in openings(self.model, layout, profile)
+                ),
+                default=None,
+            )
+        return self._best[key]
+
+    def place(self, profile: str, shut: Collection[int] = ()) -> tuple[int, Instance] | None:
+        """Create an instance where it costs least; None where it fits nowhere. Devices that are shut take nothing."""
+        found: tuple[tuple[float, float, tuple[Instance, ...]], Layout, int, list[int]] | None = None
+        for layout, devices in self._of.items():
+            choice = self._choice(layout, profile)
+            if choice is None:
+                continue
+            rank = (choice[0], self.worth(layout), tuple(sorted(layout)))
+            if found is None or rank < found[0]:
+                able = [d for d in devices if d not in shut] if shut else list(devices)
+                if able:
+                    found = rank, layout, -choice[1], able
+        if found is None:
+            return None
+        _, layout, start, able = found
+        # Of devices alike the one that changed least lately: an order of events, not of names.
+        device = min(able, key=self._stamps.__getitem__)
+        instance = Instance(start, profile)
+        self._set(device, layout | {instance})
+        return device, instance
+
+    def make_room(self, profile: str, most: int = 8) -> list[InstanceMove] | None:
+        """Carry out at most `most` moves after which the profile fits; None, and nothing changed, where none help.
+
+        A window of slots is emptied: each instance in it first gets a sibling elsewhere, if need be by more moves.
+        """
+        counts = Counter(i.profile for layout in self._layouts for i in layout)
+        counts[profile] += 1
+        if not repackable(self.model, len(self._layouts), counts):
+            return None
+        return self._make_room(profile, most, frozenset(), 2)
+
+    def _make_room(self, profile: str, most: int, shut: frozenset[int], depth: int) -> list[InstanceMove] | None:
+        wanted = self.geometry.profile(profile)
+        options: list[tuple[int, int, int, tuple[Instance, ...], int, list[Instance]]] = []
+        for layout, devices in self._of.items():
+            able = [d for d in devices if d not in shut]
+            if not able:
+                continue
+            for start in wanted.starts:
+                inside = [i for i in layout if self._overlaps(i, start, wanted.size)]
+                slices = wanted.slices + sum(self.geometry.profile(i.profile).slices for i in layout if i not in inside)
+                if not inside or len(inside) > most or slices > self.geometry.slices:
+                    continue
+                size = sum(self.geometry.profile(i.profile).size for i in inside)
+                # Moving as large a piece as the newcomer gains nothing, unless it may start where the newcomer may not.
+                pieces = [self.geometry.profile(i.profile) for i in inside]
+                if all(p.size < wanted.size or set(p.starts) - set(wanted.starts) for p in pieces):
+                    device = min(able, key=self._stamps.__getitem__)
+                    options.append((size, len(inside), start, tuple(sorted(layout)), device, inside))
+        options.sort(key=lambda o: o[:4])
+        for _, _, start, _, device, inside in options[: _WINDOWS[depth]]:
+            moves: list[InstanceMove] = []
+            for instance in sorted(inside, key=lambda i: (-self.geometry.profile(i.profile).size, i.start)):
+                found = self._aside(device, instance, start, wanted.size) if most > len(moves) else None
+                if found is None:
+                    found = self._relocate(device, instance, most - len(moves), shut | {device}, depth)
+                if found is None:
+                    break
+                moves += found
+            else:
+                return moves
+            for move in reversed(moves):
+                self._move(InstanceMove(move.target_device, move.target, move.source_device, move.source))
+        return None
+
+    def _aside(self, device: int, instance: Instance, start: int, size: int) -> list[InstanceMove] | None:
+        """Move an instance to free slots of its own device outside a window."""
+        layout = self._layouts[device]
+        targets = [Instance(s, instance.profile) for s in openings(self.model, layout, instance.profile)]
+        targets = [t for t in targets if not self._overlaps(t, start, size)]
+        if not targets:
+            return None
+        best = max(targets, key=lambda t: (self.worth(layout - {instance} | {t}), t.start))
+        move = InstanceMove(device, instance, device, best)
+        self._move(move)
+        return [move]
+
+    def _relocate(
+        self, device: int, instance: Instance, most: int, shut: frozenset[int], depth: int
+    ) -> list[InstanceMove] | None:
+        if most < 1:
+            return None
+        before: list[InstanceMove] = []
+        placed = self.place(instance.profile, shut)
+        if placed is None:
+            if depth == 0:
+                return None
+            nested = self._make_room(instance.profile, most - 1, shut, depth - 1)
+            if nested is None:
+                return None
+            before = nested
+            placed = self.place(instance.profile, shut)
+            if placed is None:
+                for move in reversed(before):
+                    self._move(InstanceMove(move.target_device, move.target, move.source_device, move.source))
+                return None
+        self._set(device, self._layouts[device] - {instance})
+        return [*before, InstanceMove(device, instance, *placed)]
+
+    def _move(self, move: InstanceMove) -> None:
+        self._set(move.target_device, self._layouts[move.target_device] | {move.target})
+        self._set(move.source_device, self._layouts[move.source_device] - {move.source})
+
+    def _overlaps(self, instance: Instance, start: int, size: int) -> bool:
+        there = self.geometry.profile(instance.profile).size
+        return instance.start < start + size and start < instance.start + there
+
+    def free(self, device: int, instance: Instance) -> None:
+        """Destroy an instance whose tenant has left; its slots may be cut anew."""
+        if instance not in self._layouts[device]:
+            raise ValueError(f"device {device} holds no {instance.profile} at slot {instance.start}")
+        self._set(device, self._layouts[device] - {instance})
+
+    def _set(self, device: int, layout: Layout) -> None:
+        self._of[self._layouts[device]].discard(device)
+        if not self._of[self._layouts[device]]:
+            del self._of[self._layouts[device]]
+        self._of.setdefault(layout, set()).add(device)
+        self._layouts[device] = layout
+        self._events += 1
+        self._stamps[device] = self._events

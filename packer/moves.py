@@ -1,0 +1,51 @@
+"""Moves that let a request in where nothing fits: the library's entry to `exact` (small fleets) and `tenants` (large).
+
+Every plan is ordered make-before-break: at no step is a device oversold, though each mover holds two slices while it
+moves. On fleets of up to 16 devices the plan has the fewest moves there are; on larger ones few moves of small slices,
+found by search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from packer.exact import least_moves
+from packer.fit import check_request
+from packer.inventory import Inventory, MovePlan, SliceRequest
+
+if TYPE_CHECKING:
+    from packer.mix import Mix
+
+#: Devices up to which plans are exact.
+SMALL: Final = 16
+
+
+def make_room(
+    inventory: Inventory,
+    request: SliceRequest,
+    *,
+    fixed: Collection[str] = (),
+    most: int = 8,
+    mix: Mix | None = None,
+) -> MovePlan | None:
+    """A plan of at most `most` moves after which the request fits; None where none was found.
+
+    `fixed` names Instances that may not be moved; `mix` is the demand to expect, by which larger fleets choose places.
+    A request that fits as things lie gets a plan without moves.
+    """
+    check_request(request)
+    if len(inventory.devices) <= SMALL and request.devices == 1:
+        return least_moves(inventory, request, fixed, most)
+    from packer.fleet import Fleet
+
+    return Fleet.of(inventory, mix=mix, fixed=fixed).make_room(request, most)
+
+
+def carry_out(inventory: Inventory, plan: MovePlan) -> Inventory:
+    """The inventory once the plan is done."""
+    held = {p.request.id: p for p in inventory.placements}
+    for move in plan.moves:
+        held[move.instance] = move.target
+    return replace(inventory, placements=(*held.values(), plan.placement))

@@ -1,0 +1,1 @@
+"""Servers that Tangram brings along for models that have none of their own."""

@@ -1,0 +1,209 @@
+"""What the controller takes and refuses, and that it takes all of it or nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from packer.inventory import Placement, SliceRequest
+from tangram.control.controller import Controller
+from tangram.control.facade import NotFound, NotRecorded
+from tangram.control.state import ControllerState
+from tangram.control.store import Store
+from tangram.control.views import ScaleRequest
+from tangram.core import convert
+from tangram.core.demand import DemandTracker
+from tangram.core.replica import Phase, Replica
+from tangram.spec import SpecError
+
+
+class Around:
+    """Backend, wire and loop as far as the controller uses them."""
+
+    def __init__(self, logs: Path) -> None:
+        self.logs = logs
+        self.workers: dict[int, Any] = {}
+        self.nudges = 0
+
+    def nudge(self) -> None:
+        self.nudges += 1
+
+    def log_path(self, instance: str) -> Path:
+        return self.logs / f"{instance}.log"
+
+
+def a_fleet(*devices: str, memory: str = "1Gi", **node: Any) -> dict[str, Any]:
+    there = [{"name": name, "memory": memory, "cores": 1} for name in devices]
+    return {
+        "apiVersion": "tangram.dev/v1alpha1",
+        "kind": "Fleet",
+        "metadata": {"name": "f"},
+        "spec": {"nodes": [{"name": "n", "devices": there, **node}]},
+    }
+
+
+def a_model(name: str = "digits", memory: str = "100Mi", **parts: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "tangram.dev/v1alpha1",
+        "kind": "Model",
+        "metadata": {"name": name},
+        "spec": {"runtime": {"model": "/m.py"}, "slice": {"memory": {"request": memory}}, **parts},
+    }
+
+
+@pytest.fixture
+async def around(tmp_path: Path) -> Around:
+    return Around(tmp_path)
+
+
+@pytest.fixture
+async def controller(around: Any, tmp_path: Path) -> AsyncIterator[Controller]:
+    store = Store(tmp_path / "tangram.db")
+    state = ControllerState(convert.inventory(None), None, DemandTracker(asyncio.get_running_loop().time()))
+    yield Controller(state, store, around, around, around, term=1, gateway="http://127.0.0.1:8080")
+    store.close()
+
+
+def names(controller: Controller) -> list[str]:
+    return [m.name for m in controller.models()]
+
+
+def stored(controller: Controller) -> list[str]:
+    return sorted(controller._store.models())
+
+
+async def changes(controller: Controller, *documents: dict[str, Any], dry_run: bool = False) -> list[str]:
+    return [a.change for a in (await controller.apply(documents, dry_run=dry_run)).applied]
+
+
+async def test_it_says_what_was_created_configured_and_unchanged(controller: Controller, around: Around) -> None:
+    assert await changes(controller, a_fleet("g"), a_model()) == ["created", "created"]
+    assert await changes(controller, a_fleet("g"), a_model(), a_model("b")) == ["unchanged", "unchanged", "created"]
+    assert await changes(controller, a_model(priority=3)) == ["configured"]
+    assert names(controller) == stored(controller) == ["b", "digits"]
+    assert controller.model("digits").priority == 3
+    assert around.nudges == 3
+
+
+async def test_a_dry_run_says_the_same_and_changes_nothing(controller: Controller, around: Around) -> None:
+    assert await changes(controller, a_fleet("g"), a_model(), dry_run=True) == ["created", "created"]
+    assert names(controller) == stored(controller) == []
+    assert around.nudges == 0
+
+
+async def test_only_what_changed_is_looked_at_before_its_time(controller: Controller) -> None:
+    await changes(controller, a_fleet("g"), a_model(), a_model("b"))
+    for entry in controller._state.models.values():
+        entry.changed = entry.woken = False
+    await changes(controller, a_model(priority=1), a_model("b"))
+    assert {n: (e.changed, e.woken) for n, e in controller._state.models.items()} == {
+        "digits": (True, False),
+        "b": (False, False),
+    }
+
+
+@pytest.mark.parametrize(
+    ("model", "field"),
+    [
+        (a_model("big", memory="2Gi"), "spec.slice.memory.request"),
+        (a_model("big", resources={"requests": {"cpu": 4}}), "spec.resources.requests"),
+        (
+            a_model("big", slice={"memory": {"request": 1}, "deviceSelector": {"models": ["H200"]}}),
+            "spec.slice.deviceSelector.models",
+        ),
+    ],
+)
+async def test_what_no_device_could_ever_hold_is_refused_with_its_field(
+    controller: Controller, model: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(SpecError, match=rf"^Model big: {field}: no device of the fleet could ever hold it"):
+        await controller.apply([a_fleet("g", cpu=2), a_model("fits"), model])
+    assert names(controller) == stored(controller) == []
+
+
+async def test_without_any_device_nothing_can_be_declared(controller: Controller) -> None:
+    with pytest.raises(SpecError, match="Fleet: is missing"):
+        await controller.apply([a_model()])
+    with pytest.raises(SpecError, match="documents: is empty"):
+        await controller.apply([])
+
+
+async def test_a_device_in_use_cannot_be_taken_away_nor_made_too_small(controller: Controller) -> None:
+    await changes(controller, a_fleet("g", "h"), a_model())
+    placement = Placement(SliceRequest("digits-1", "digits", 100), "n/g", "n")
+    replica = Replica("digits-1", "digits", "r", placement, created_at=0.0, phase=Phase.READY)
+    controller._state.replicas["digits-1"] = replica
+    assert await changes(controller, a_fleet("g")) == ["configured"]
+    for refused in (a_fleet("h"), a_fleet("g", memory="99Mi")):
+        with pytest.raises(SpecError, match="in use, so scale down first"):
+            await controller.apply([refused, a_model(memory="10Mi")])
+    assert [d.id for d in controller.devices()] == ["n/g"]
+
+
+async def test_a_fleet_must_hold_the_models_that_are_there(controller: Controller) -> None:
+    await changes(controller, a_fleet("g"), a_model(memory="900Mi"))
+    with pytest.raises(SpecError, match=r"^Model digits: spec\.slice\.memory\.request"):
+        await controller.apply([a_fleet("g", memory="500Mi")])
+    assert controller.devices()[0].memory_total == 1024
+
+
+async def test_scale_changes_what_is_given_and_auto_ends_a_fixed_count(controller: Controller) -> None:
+    await changes(controller, a_fleet("g"), a_model(scaling={"maxReplicas": 4, "targetQPS": 5}))
+    view = await controller.scale("digits", ScaleRequest(replicas=3))
+    assert (view.fixed_replicas, view.max_replicas, view.target_qps) == (3, 4, 5)
+    view = await controller.scale("digits", ScaleRequest(replicas="auto", target_qps=9))
+    assert (view.fixed_replicas, view.target_qps) == (None, 9)
+    with pytest.raises(SpecError, match="replicas 9 is greater than maxReplicas 4"):
+        await controller.scale("digits", ScaleRequest(replicas=9))
+    with pytest.raises(NotFound, match="there are: digits"):
+        await controller.scale("other", ScaleRequest(replicas=1))
+
+
+async def test_delete_forgets_the_model_and_keeps_its_story(controller: Controller) -> None:
+    await changes(controller, a_fleet("g"), a_model())
+    controller._store.put_ordinal("digits", 2)
+    await controller.delete("digits")
+    assert names(controller) == stored(controller) == []
+    assert controller.decisions("digits") == []
+    for unknown in (controller.delete("digits"), controller.scale("digits", ScaleRequest(replicas=1))):
+        with pytest.raises(NotFound, match="there are: none"):
+            await unknown
+    with pytest.raises(NotFound):
+        controller.events("never-heard-of")
+
+
+async def test_a_change_that_cannot_be_recorded_changes_nothing(
+    controller: Controller, around: Around, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await changes(controller, a_fleet("g"), a_model())
+
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(controller._store, "put_model", full)
+    monkeypatch.setattr(controller._store, "delete_model", full)
+    for change in (
+        controller.apply([a_fleet("g", "h"), a_model("b")]),
+        controller.scale("digits", ScaleRequest(replicas=1)),
+        controller.delete("digits"),
+    ):
+        with pytest.raises(NotRecorded, match="database or disk is full; nothing was changed"):
+            await change
+    assert names(controller) == stored(controller) == ["digits"]
+    assert controller.model("digits").fixed_replicas is None
+    assert [d.id for d in controller.devices()] == ["n/g"]
+    assert around.nudges == 1
+
+
+async def test_logs_are_those_of_replicas_that_are_or_were(controller: Controller, tmp_path: Path) -> None:
+    (tmp_path / "digits-1.log").write_text("x")
+    assert controller.log_path("digits-1") == tmp_path / "digits-1.log"
+    (tmp_path.parent / "secret.log").write_text("x")
+    for name in ("digits-2", "../secret", ".hidden", ""):
+        with pytest.raises(NotFound):
+            controller.log_path(name)

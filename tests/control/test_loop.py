@@ -1,0 +1,346 @@
+"""Turns of the loop on virtual time, over a node, a gateway and ports that are none; the store is a real one."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autoscaler.policy import State as PolicyState
+from gateway.wire import ModelEntry, Report
+from packer.inventory import Device, Inventory, Node
+from tangram.control.loop import ControlLoop
+from tangram.control.state import ControllerState, ModelState
+from tangram.control.store import Store
+from tangram.core.demand import DemandTracker
+from tangram.core.replica import Phase
+from tangram.node.backend import InstancePhase, InstanceStatus, StartError, StartOrder
+from tangram.spec import Model
+
+
+class Machine:
+    """A Backend whose processes do what the test says."""
+
+    def __init__(self) -> None:
+        self.there: dict[str, InstanceStatus] = {}
+        self.refuses = ""
+        self.starts: list[str] = []
+        self.stops: list[str] = []
+
+    async def start(self, order: StartOrder) -> InstanceStatus:
+        if self.refuses:
+            raise StartError(self.refuses)
+        self.starts.append(order.instance)
+        pid = 1000 + len(self.starts)
+        status = InstanceStatus(order.instance, order.model, pid, pid, order.port, InstancePhase.STARTING, 0.0)
+        self.there[order.instance] = status
+        return status
+
+    async def stop(self, instance: str, grace_s: float) -> None:
+        self.stops.append(instance)
+        self.becomes(instance, InstancePhase.EXITED, exit_code=-15)
+
+    def becomes(self, instance: str, phase: InstancePhase, **fields: Any) -> None:
+        self.there[instance] = replace(self.there[instance], phase=phase, **fields)
+
+    def all_ready(self) -> None:
+        for name, status in self.there.items():
+            if status.phase is InstancePhase.STARTING:
+                self.becomes(name, InstancePhase.READY)
+
+    def forget(self, instance: str) -> None:
+        self.there.pop(instance, None)
+
+    def statuses(self) -> Mapping[str, InstanceStatus]:
+        return dict(self.there)
+
+    def log_path(self, instance: str) -> Path:
+        return Path(f"/logs/{instance}.log")
+
+
+class Gateway:
+    def __init__(self) -> None:
+        self.table: Mapping[str, ModelEntry] = {}
+        self.empty: set[str] = set()
+
+    def publish(self, table: Mapping[str, ModelEntry]) -> None:
+        self.table = dict(table)
+
+    def drained(self, replica: str) -> bool:
+        return replica in self.empty
+
+
+class Ports:
+    def __init__(self) -> None:
+        self.given: list[int] = []
+
+    def allocate(self) -> int:
+        self.given.append(next(p for p in range(20_000, 30_000) if p not in self.given))
+        return self.given[-1]
+
+    def release(self, port: int) -> None:
+        self.given.remove(port)
+
+
+class World:
+    def __init__(self, store: Store) -> None:
+        devices = tuple(Device(f"n/gpu-{i}", "n", "virtual", 1000) for i in range(2))
+        self.state = ControllerState(Inventory((Node("n"),), devices), None, DemandTracker(0.0))
+        self.store, self.node, self.gateway, self.ports = store, Machine(), Gateway(), Ports()
+        self.loop = ControlLoop(self.state, store, self.node, self.gateway, self.ports, asyncio.Event())
+        self.now = 0.0
+
+    def declare(self, name: str = "digits", memory: str = "400Mi", runtime: Any = (), **scaling: Any) -> None:
+        document = {
+            "metadata": {"name": name},
+            "spec": {
+                "runtime": {"model": "/m.py", **dict(runtime)},
+                "slice": {"memory": {"request": memory}},
+                "scaling": {"minReplicas": 0, "maxReplicas": 9, **scaling},
+            },
+        }
+        model = Model.model_validate(document)
+        entry = self.state.models.get(name)
+        if entry is None:
+            self.state.models[name] = ModelState(model, self.now, PolicyState.initial(self.now))
+        else:
+            entry.model, entry.changed = model, True
+
+    async def turn(self, seconds: float = 1.0, *, measure: bool = True) -> None:
+        """A turn, and then whatever it started or stopped."""
+        self.now += seconds
+        self.loop.turn(self.now, self.now, measure=measure)
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    def phases(self) -> dict[str, Phase]:
+        return {r.name: r.phase for r in sorted(self.state.replicas.values(), key=lambda r: r.name)}
+
+    def recorded(self) -> dict[str, Phase]:
+        return {r.name: r.phase for r in self.store.replicas()}
+
+    def endpoints(self, model: str = "digits") -> dict[str, bool]:
+        return {e.id: e.draining for e in self.gateway.table[model].endpoints}
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    store = Store(tmp_path / "tangram.db")
+    world = World(store)
+    yield world
+    await world.loop.close()
+    store.close()
+
+
+async def test_a_replica_is_recorded_before_it_is_started_and_published_when_ready(world: World) -> None:
+    world.declare(replicas=1)
+    world.now += 1
+    world.loop.turn(1.0, 1.0, measure=True)
+    assert world.recorded() == {"digits-1": Phase.STARTING}
+    assert world.node.starts == []
+    await world.turn()
+    assert world.node.starts == ["digits-1"]
+    assert world.endpoints() == {}
+    assert world.gateway.table["digits"].starting == 1
+    world.node.all_ready()
+    await world.turn()
+    assert world.phases() == world.recorded() == {"digits-1": Phase.READY}
+    assert world.endpoints() == {"digits-1": False}
+    (decision,) = world.store.decisions("digits", 9)
+    assert decision.actions == ("start digits-1 on n/gpu-0: 1 wanted (fixed)",)
+    assert [e.reason for e in world.store.events("digits", 9)] == ["Ready"]
+
+
+async def test_a_turn_that_changes_nothing_writes_nothing(world: World) -> None:
+    world.declare(replicas=2)
+    await world.turn()
+    world.node.all_ready()
+    await world.turn()
+    await world.turn()
+    before = (world.store.decisions(None, 99), world.store.events(None, 99), world.recorded())
+    for _ in range(5):
+        await world.turn()
+    assert (world.store.decisions(None, 99), world.store.events(None, 99), world.recorded()) == before
+    assert world.node.starts == ["digits-1", "digits-2"]
+
+
+async def test_a_surplus_replica_drains_before_its_process_is_stopped(world: World) -> None:
+    world.declare(replicas=2)
+    await world.turn()
+    world.node.all_ready()
+    await world.turn()
+    world.declare(replicas=1)
+    await world.turn(measure=False)
+    (leaving,) = [n for n, p in world.phases().items() if p is Phase.DRAINING]
+    assert world.endpoints()[leaving] is True
+    assert world.node.stops == []
+    await world.turn()
+    assert world.node.stops == []
+    world.gateway.empty.add(leaving)
+    await world.turn()
+    assert world.node.stops == [leaving]
+    await world.turn()
+    assert leaving not in world.phases()
+    assert leaving not in world.recorded()
+    assert len(world.ports.given) == 1
+
+
+async def test_a_crashed_replica_starts_again_on_its_own_slice_and_port(world: World) -> None:
+    world.declare(replicas=1)
+    await world.turn()
+    world.node.all_ready()
+    await world.turn()
+    before = world.state.replicas["digits-1"]
+    world.node.becomes("digits-1", InstancePhase.EXITED, exit_code=-9)
+    await world.turn(measure=False)
+    again = world.state.replicas["digits-1"]
+    assert (again.phase, again.restarts, again.port) == (Phase.STARTING, 1, before.port)
+    assert again.placement == before.placement
+    assert world.node.starts == ["digits-1", "digits-1"]
+    assert world.endpoints() == {}
+    messages = [e.message for e in world.store.events("digits", 9)]
+    assert messages[0] == "process was ended by signal 9; starts again at once"
+
+
+async def test_a_start_that_the_system_refuses_is_told_as_such(world: World) -> None:
+    world.declare(replicas=1)
+    world.node.refuses = "command 'x' is not a file"
+    await world.turn()
+    await world.turn(0.1, measure=False)
+    (event, *_) = world.store.events("digits", 9)
+    assert event.message.startswith("process did not start: command 'x' is not a file")
+
+
+async def test_starts_that_pass_their_deadline_are_waited_out_and_are_no_lack_of_room(world: World) -> None:
+    world.declare(replicas=1, runtime={"progressDeadlineSeconds": 5})
+    await world.turn()
+    await world.turn(6.0)
+    entry = world.state.models["digits"]
+    assert entry.latest is not None
+    assert entry.latest.refused == ()
+    assert "1 start in a row passed the progress deadline" in entry.latest.waiting
+    assert "passed the progress deadline" in str(world.gateway.table["digits"].unavailable)
+    await world.turn(2.0)
+    assert [n for n, p in world.phases().items() if p is Phase.STARTING] == ["digits-2"]
+    assert world.state.replicas["digits-2"].placement.device == "n/gpu-1"
+
+
+async def test_what_finds_no_place_is_said_once_and_to_the_gateway(world: World) -> None:
+    world.declare(replicas=1, memory="2000Mi")
+    for _ in range(4):
+        await world.turn()
+    assert world.phases() == {}
+    assert str(world.gateway.table["digits"].unavailable).startswith("no room: ")
+    (decision,) = world.store.decisions("digits", 9)
+    assert (decision.wanted, decision.granted) == (1, 0)
+    assert decision.refused
+
+
+async def test_a_changed_spec_wakes_no_model_that_idles_at_zero(world: World) -> None:
+    world.declare(targetQPS=10)
+    for _ in range(3):
+        await world.turn()
+    world.declare(targetQPS=20)
+    await world.turn(measure=False)
+    assert world.phases() == {}
+    world.state.models["digits"].woken = True
+    await world.turn(0.1, measure=False)
+    assert world.phases() == {"digits-1": Phase.STARTING}
+
+
+async def test_names_are_never_given_twice(world: World) -> None:
+    world.declare(replicas=1)
+    await world.turn()
+    world.declare(replicas=0)
+    await world.turn(measure=False)
+    await world.turn()
+    assert world.phases() == {}
+    world.declare(replicas=1)
+    await world.turn(measure=False)
+    assert world.phases() == {"digits-2": Phase.STARTING}
+    assert world.store.ordinals() == {"digits": 3}
+
+
+async def test_a_deleted_model_is_drained_and_its_table_entry_goes(world: World) -> None:
+    world.declare(replicas=1)
+    await world.turn()
+    world.node.all_ready()
+    await world.turn()
+    del world.state.models["digits"]
+    await world.turn()
+    assert world.phases() == {"digits-1": Phase.DRAINING}
+    assert "digits" not in world.gateway.table
+    world.gateway.empty.add("digits-1")
+    await world.turn()
+    await world.turn()
+    assert world.phases() == world.recorded() == {}
+
+
+async def test_while_nothing_can_be_recorded_nothing_starts_but_the_gateway_is_told(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.declare(replicas=2)
+    await world.turn()
+    world.node.all_ready()
+    await world.turn()
+    real = world.store.put_replicas
+
+    def full(replicas: Any) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(world.store, "put_replicas", full)
+    world.node.becomes("digits-1", InstancePhase.EXITED, exit_code=1)
+    await world.turn()
+    await world.turn()
+    assert world.endpoints() == {"digits-2": False}
+    assert world.node.starts == ["digits-1", "digits-2"]
+    assert world.recorded()["digits-1"] is Phase.READY
+    monkeypatch.setattr(world.store, "put_replicas", real)
+    await world.turn()
+    assert world.node.starts[2:] == ["digits-1"]
+    await world.turn()
+    assert world.recorded() == world.phases() == {"digits-1": Phase.STARTING, "digits-2": Phase.READY}
+
+
+async def test_a_stop_ends_every_replica_and_starts_none(world: World) -> None:
+    world.declare(replicas=2)
+    await world.turn()
+    world.node.all_ready()
+    await world.turn()
+    world.loop.begin_stop(world.now)
+    await world.turn()
+    assert sorted(world.node.stops) == ["digits-1", "digits-2"]
+    await world.turn()
+    assert world.loop.emptied.is_set()
+    assert world.recorded() == {}
+    await world.turn()
+    assert len(world.node.starts) == 2
+
+
+async def test_growth_past_the_slices_limit_is_told_once(world: World) -> None:
+    world.declare(replicas=1)
+    await world.turn()
+    world.node.all_ready()
+    world.node.becomes("digits-1", InstancePhase.READY, memory_mib=500.0)
+    for _ in range(3):
+        await world.turn()
+    assert [e.reason for e in world.store.events("digits", 9)].count("OverMemoryLimit") == 1
+
+
+async def test_demand_that_is_unknown_shrinks_nothing(world: World) -> None:
+    world.declare(minReplicas=1, targetQPS=1)
+    world.state.demand.report(Report(worker=0, epoch="e", uptime_s=0.5, applied=(0, 0)), 0.5)
+    await world.turn()
+    world.node.all_ready()
+    world.declare(minReplicas=2, targetQPS=1)
+    await world.turn()
+    world.node.all_ready()
+    world.declare(minReplicas=1, targetQPS=1)
+    for _ in range(600):
+        await world.turn(measure=True)
+    assert list(world.phases().values()) == [Phase.READY, Phase.READY]

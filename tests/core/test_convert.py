@@ -1,0 +1,129 @@
+"""The hall's nouns as the libraries', and back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from packer.inventory import Device, Placement, SliceRequest
+from tangram.core import convert
+from tangram.core.replica import Phase, Replica
+from tangram.spec import Fleet
+
+FLEET = Fleet.model_validate(
+    {
+        "metadata": {"name": "f"},
+        "spec": {
+            "nodes": [
+                {
+                    "name": "a",
+                    "cpu": "2",
+                    "memory": "1Gi",
+                    "labels": {"rack": "1"},
+                    "devices": [
+                        {"name": "g", "memory": "2Gi", "reserve": "128Mi", "cores": "500m", "labels": {"fast": "yes"}}
+                    ],
+                }
+            ]
+        },
+    }
+)
+
+
+def a_replica(name: str, phase: Phase, device: str = "a/g") -> Replica:
+    placement = Placement(SliceRequest(name, "digits", 100), device, "a")
+    return Replica(name, "digits", "r", placement, created_at=0.0, port=20001, slot=4, phase=phase)
+
+
+def test_the_inventory_is_what_was_declared_and_what_was_found() -> None:
+    found = Device("host/GPU-1", "host", "H200", 140_000, mechanisms=frozenset({"mps"}))
+    inventory = convert.inventory(FLEET, [found])
+    assert [(n.name, n.cpu_milli, n.memory_mib) for n in inventory.nodes] == [("a", 2000, 1024), ("host", None, None)]
+    virtual, real = inventory.devices
+    assert (virtual.id, virtual.node, virtual.memory_mib, virtual.reserve_mib) == ("a/g", "a", 2048, 128)
+    assert virtual.mechanisms == {"virtual"}
+    assert virtual.labels == {"fast": "yes", convert.CORES_LABEL: "500"}
+    assert real is found
+    assert convert.inventory(None).devices == ()
+
+
+def test_a_slice_request_asks_for_all_that_the_spec_does(make_model: Any) -> None:
+    model = make_model(
+        resources={"requests": {"cpu": "250m", "memory": "64Mi"}},
+        slice={
+            "memory": {"request": "100Mi", "limit": "200Mi"},
+            "compute": 30,
+            "deviceSelector": {"models": ["H200"], "matchLabels": {"rack": "1"}},
+        },
+    )
+    assert convert.slice_request(model, "digits-7", frozenset({"a/g"})) == SliceRequest(
+        id="digits-7",
+        group="digits",
+        memory_mib=100,
+        memory_limit_mib=200,
+        compute=30,
+        mechanism="virtual",
+        cpu_milli=250,
+        host_memory_mib=64,
+        device_models=frozenset({"H200"}),
+        labels={"rack": "1"},
+        avoid=frozenset({"a/g"}),
+    )
+
+
+def test_the_gateway_sees_ready_and_draining_replicas_only(make_model: Any) -> None:
+    replicas = [a_replica(f"digits-{i}", phase) for i, phase in enumerate(Phase, 1)]
+    entry = convert.model_entry(
+        make_model(traffic={"concurrencyPerReplica": 3, "queue": {"maxMemory": "1Mi"}}),
+        replicas,
+        expected_ready_s=2.0,
+        unavailable=None,
+    )
+    shown = {e.id: (e.draining, e.concurrency, e.port, e.slot) for e in entry.endpoints}
+    by_phase = {r.name: r.phase for r in replicas}
+    assert {by_phase[name]: draining for name, (draining, *_) in shown.items()} == {
+        Phase.READY: False,
+        Phase.DRAINING: True,
+    }
+    assert all(rest == [3, 20001, 4] for _, *rest in shown.values())
+    assert (entry.starting, entry.expected_ready_s, entry.queue_max_bytes) == (1, 2.0, 1024 * 1024)
+
+
+@pytest.mark.parametrize(("fixed", "most"), [(None, 9), (0, 0), (2, 2)])
+def test_the_gateway_is_told_when_a_model_is_set_to_none(fixed: int | None, most: int, make_model: Any) -> None:
+    model = make_model(scaling={"maxReplicas": 9, "replicas": fixed})
+    entry = convert.model_entry(model, [], expected_ready_s=None, unavailable="x")
+    assert (entry.max_replicas, entry.unavailable) == (most, "x")
+
+
+def test_compute_stands_for_a_share_of_the_devices_cores(make_model: Any) -> None:
+    inventory = convert.inventory(FLEET)
+    replica = a_replica("digits-1", Phase.READY)
+    assert convert.cores(make_model(compute=20), replica, inventory) == pytest.approx(0.1)
+    assert convert.cores(make_model(compute=0), replica, inventory) is None
+    elsewhere = replace(replica, placement=replace(replica.placement, device="gone"))
+    assert convert.cores(make_model(compute=20), elsewhere, inventory) is None
+
+
+def test_absent_behavior_takes_the_defaults_and_given_rules_stay(make_model: Any) -> None:
+    default = convert.scaling_policy(make_model())
+    given = convert.scaling_policy(
+        make_model(
+            scaling={
+                "maxReplicas": 5,
+                "targetQPS": 7,
+                "behavior": {
+                    "scaleDown": {
+                        "stabilizationWindowSeconds": 0,
+                        "policies": [{"type": "Pods", "value": 1, "periodSeconds": 10}],
+                    }
+                },
+            }
+        )
+    )
+    assert given.behavior.up == default.behavior.up
+    assert given.behavior.down.stabilization_s == 0
+    assert [(p.type, p.value, p.period_s) for p in given.behavior.down.policies] == [("Pods", 1, 10.0)]
+    assert (given.max_replicas, given.target_qps, given.mode) == (5, 7.0, "honour")
