@@ -8,6 +8,7 @@ this order, each a small function that may change the count and says so:
     idle         with min_replicas 0: the last replica stays until `idle_s` of known silence, then all go at once
     stabilize    HPA v2's windows over what was wanted before (silence has a delay of its own and skips them)
     limit        HPA v2's policies over what was changed before
+    timer        with min_replicas 0: one replica is made ready for a burst that comes by the clock
     wake         a request, and nothing there or to come: at least one replica now
     bound        min and max
     fixed        a count set by hand stands above all of this
@@ -17,15 +18,23 @@ Counts include starting replicas, so what was asked for is not asked for again w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autoscaler import behavior as hpa
+from autoscaler import timer
+from autoscaler.need import boost
 from autoscaler.signals import Say, Scene, look, read
-from autoscaler.state import State, observe, standing
-from autoscaler.types import Recommendation, Sample, ScalingPolicy, Supply
+from autoscaler.starts import expected_s
+from autoscaler.state import State, doubt, observe, standing
+from autoscaler.types import Behavior, Recommendation, Rules, Sample, ScalingPolicy, Supply
 from autoscaler.window import FULL_SHARE, STABLE_S
 
 __all__ = ["State", "recommend"]
+
+BOOST_S = 15.0
+"""A slice that has grown stays so for this long at least."""
+_EXACT = Behavior(Rules(0.0, "Max", (), 0.0), Rules(0.0, "Max", (), 0.0))
+"""For needs that carry their own margin: a tolerance would take it away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +56,14 @@ def recommend(
     lies within [min_replicas, max_replicas] unless `fixed_replicas` is set, which is recommended as it is.
     """
     current = standing(state, supply, now)
-    seen = observe(state, supply, sample, current, now)
-    scene = look(supply, sample, seen, current, now)
+    sample, doubted_from = doubt(state, sample, now)
+    seen = observe(state, supply, sample, current, policy.concurrency_limit, now)
+    scene = look(policy, supply, sample, seen, current, now)
     says = read(policy, scene)
     decided = _decide(says, current, policy)
-    blind = _blindness(scene)
-    idle = _is_idle(policy, scene, blind)
+    blind = _blindness(scene, doubted_from)
+    due = current <= 1 and policy.min_replicas == 0 and _is_due(scene)
+    idle = not due and _is_idle(policy, scene, blind)
     verdict = _idle(_hold(decided, current, blind), policy, scene, idle)
 
     highs, lows, judged_at = seen.highs, seen.lows, seen.judged_at
@@ -68,32 +79,45 @@ def recommend(
     if verdict.signal != "hold" or now - state.started < STABLE_S:
         highs, lows, judged_at = hpa.remember_high(highs, now, want), hpa.remember_low(lows, now, want), now
     verdict = _limit(verdict, policy, current, seen.events, now)
-    verdict = _wake(verdict, scene)
+    verdict = _wake(_timer(verdict, scene, is_due=due), scene)
     verdict = _bound(verdict, policy)
     events = hpa.remember_event(seen.events, now, 0 if policy.fixed_replicas is not None else verdict.count - current)
     verdict = _fix(verdict, policy)
 
+    boosted, boosted_until = _boost(policy, scene)
     recommendation = Recommendation(
         replicas=verdict.count,
         previous=supply.ready + supply.starting,
         signal=verdict.signal,
         readings=tuple(say.reading for say in says),
         reasons=verdict.reasons,
+        boost=boosted,
+        capacity=scene.capacity.rate if scene.capacity else None,
     )
-    return recommendation, State(
-        started=seen.started,
+    return recommendation, replace(
+        seen,
         wanted=verdict.count,
-        spans=seen.spans,
         highs=highs,
         lows=lows,
         events=events,
         judged_at=judged_at,
-        silent_from=seen.silent_from,
-        silent_until=seen.silent_until,
-        strained_from=seen.strained_from,
+        doubted_from=doubted_from,
         carried=scene.carried,
-        ready=seen.ready,
+        boost=boosted,
+        boosted_until=boosted_until,
     )
+
+
+def _boost(policy: ScalingPolicy, scene: Scene) -> tuple[float, float]:
+    """How many times its slice each replica should have, and until when it keeps that at least."""
+    state, now = scene.state, scene.now
+    if policy.max_boost <= 1.0 or scene.capacity is None:
+        return 1.0, 0.0
+    ready = scene.supply.ready
+    wanted = boost(scene.capacity, scene.rate, scene.queued or 0.0, ready, policy.max_boost, policy.objective)
+    if wanted >= state.boost:
+        return wanted, now + BOOST_S
+    return (state.boost, state.boosted_until) if now < state.boosted_until else (wanted, now + BOOST_S)
 
 
 def _decide(says: tuple[Say, ...], current: int, policy: ScalingPolicy) -> _Verdict:
@@ -106,7 +130,7 @@ def _decide(says: tuple[Say, ...], current: int, policy: ScalingPolicy) -> _Verd
         notes = tuple(say.reading.note for say in says if say.reading.replicas is None)
         return _Verdict(current, "hold", (*notes, f"no signal has anything to go by: keeps {current}"))
 
-    counts = [hpa.propose(say.up, say.down, current, policy.behavior) for say in present]
+    counts = [hpa.propose(say.up, say.down, current, _EXACT if say.is_exact else policy.behavior) for say in present]
     count = max(counts)
     # Among equals the one that asked for most itself has decided.
     best = max(range(len(counts)), key=lambda i: (counts[i], present[i].reading.replicas or 0))
@@ -122,8 +146,11 @@ def _decide(says: tuple[Say, ...], current: int, policy: ScalingPolicy) -> _Verd
     return verdict
 
 
-def _blindness(scene: Scene) -> str:
+def _blindness(scene: Scene, doubted_from: float | None) -> str:
     """Why the data do not suffice to shrink; empty when they do."""
+    if doubted_from is not None:
+        gone = f"{scene.state.flying:.0f} requests were under way and none completed"
+        return f"the gateway reads 0 since {scene.now - doubted_from:.0f} s although {gone}: not believed"
     if scene.sample.arrivals is None:
         return "no gateway worker reported"
     seen = scene.now - scene.state.started
@@ -148,8 +175,28 @@ def _is_idle(policy: ScalingPolicy, scene: Scene, blind: str) -> bool:
         # A slow loader is let finish: it was started for somebody who may come back.
         and scene.supply.starting == 0
         and scene.state.silent_until == scene.now
-        and scene.now - scene.state.silent_from >= policy.idle_s
+        and scene.now - scene.state.silent_from >= _idle_s(policy, scene)
     )
+
+
+def _idle_s(policy: ScalingPolicy, scene: Scene) -> float:
+    """How long silence may last: less where bursts come by the clock, since it is known when the next is due."""
+    return policy.idle_s if timer.period(scene.state.onsets) is None else min(policy.idle_s, timer.KEEP_S)
+
+
+def _is_due(scene: Scene) -> bool:
+    if len(scene.state.onsets) < 2:
+        return False
+    return timer.is_due(scene.state.onsets, expected_s(scene.state.starts, scene.supply.expected_ready_s), scene.now)
+
+
+def _timer(verdict: _Verdict, scene: Scene, *, is_due: bool) -> _Verdict:
+    if not is_due or verdict.count >= 1:
+        return verdict
+    usual, off = timer.period(scene.state.onsets) or (0.0, 0.0)
+    since = scene.now - scene.state.onsets[-1]
+    note = f"bursts come every {usual:.0f} s (give or take {off:.0f} s), the last {since:.0f} s ago: 1 is made ready"
+    return verdict.turn(1, "timer", note)
 
 
 def _idle(verdict: _Verdict, policy: ScalingPolicy, scene: Scene, idle: bool) -> _Verdict:
@@ -157,12 +204,13 @@ def _idle(verdict: _Verdict, policy: ScalingPolicy, scene: Scene, idle: bool) ->
         return verdict
     silent = scene.now - scene.state.silent_from
     if idle:
-        return _Verdict(0, "idle", (f"no request for {silent:.0f} s, {policy.idle_s:g} s allowed: to zero",))
+        return _Verdict(0, "idle", (f"no request for {silent:.0f} s, {_idle_s(policy, scene):g} s allowed: to zero",))
     if verdict.count > 0:
         return verdict
     if scene.supply.starting:
         return verdict.turn(1, "idle", "a replica that is still starting is let finish before zero: keeps 1")
-    return verdict.turn(1, "idle", f"no request for {silent:.0f} s, to zero after {policy.idle_s:g} s: keeps 1")
+    allowed = _idle_s(policy, scene)
+    return verdict.turn(1, "idle", f"no request for {silent:.0f} s, to zero after {allowed:g} s: keeps 1")
 
 
 def _stabilize(

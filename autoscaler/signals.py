@@ -15,11 +15,14 @@ removed. For most signals both are load / target. They differ where the data are
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from autoscaler import window
 from autoscaler.behavior import round_up
+from autoscaler.capacity import Capacity, known
+from autoscaler.need import REACTION_S, certain, need
+from autoscaler.starts import expected_s
 from autoscaler.state import State
 from autoscaler.types import MetricTarget, Sample, ScalingPolicy, SignalReading, Supply
 
@@ -44,6 +47,8 @@ class Say:
     reading: SignalReading
     up: float
     down: float
+    is_exact: bool = False
+    """It carries its own margin, so no tolerance applies."""
 
     @property
     def is_missing(self) -> bool:
@@ -71,9 +76,11 @@ class Scene(NamedTuple):
     """A backlog stood for a full window, all wanted replicas ready, and will for longer than ABSORB_S."""
     carried: tuple[float, float] | None
     """`State.carried` after this sample."""
+    capacity: Capacity | None
+    """What a replica is known to do."""
 
 
-def look(supply: Supply, sample: Sample, state: State, current: int, now: float) -> Scene:
+def look(policy: ScalingPolicy, supply: Supply, sample: Sample, state: State, current: int, now: float) -> Scene:
     """Sum up both windows of the state, into which the sample was put before."""
     stable = window.totals(state.spans, now, window.STABLE_S)
     short = window.totals(state.spans, now, window.SHORT_S)
@@ -102,6 +109,7 @@ def look(supply: Supply, sample: Sample, state: State, current: int, now: float)
         backlog,
         unabsorbed,
         _carried(state.carried, supply, stable, unabsorbed, now),
+        known(state.learned, policy.concurrency_limit),
     )
 
 
@@ -119,18 +127,23 @@ def _carried(
 
 def read(policy: ScalingPolicy, scene: Scene) -> tuple[Say, ...]:
     """Every signal that the policy names, and the queue."""
-    says = [] if policy.target_qps is None else [_qps(policy.target_qps, scene)]
+    says: list[Say] = []
+    if policy.target_qps is not None and (policy.mode == "honour" or scene.capacity is None):
+        says.append(_qps(policy.target_qps, scene))
+    if scene.capacity is not None:
+        says.append(_capacity(policy, scene.capacity, scene))
     says += [
         _concurrency(metric.target, scene) if metric.name == "concurrency" else _resource(metric, scene)
-        for metric in targets(policy)
+        for metric in targets(policy, is_known=scene.capacity is not None)
     ]
     says.append(_queue(scene))
     return tuple(says)
 
 
-def targets(policy: ScalingPolicy) -> tuple[MetricTarget, ...]:
-    """The metrics that decide: those given, and concurrency where no load signal is given or the target is a guess."""
-    if any(m.name == "concurrency" for m in policy.metrics):
+def targets(policy: ScalingPolicy, *, is_known: bool) -> tuple[MetricTarget, ...]:
+    """The metrics that decide: those given; concurrency, while the capacity of a replica is not known and no load
+    signal is given or the target is a guess."""
+    if is_known or any(m.name == "concurrency" for m in policy.metrics):
         return policy.metrics
     if policy.mode == "learn" or (policy.target_qps is None and not policy.metrics):
         limit = policy.concurrency_limit or UNBOUNDED_LIMIT
@@ -157,9 +170,37 @@ def _qps(target: float, scene: Scene) -> Say:
     if scene.sample.arrivals is None:
         return _missing("qps", target, "request rate is missing: no gateway worker reported")
     estimate = scene.rate
-    need = estimate.value / target
+    planned = estimate.value
+    if estimate.before is not None and scene.capacity is not None:
+        # A passing burst is for the capacity signal to judge: what is certain of the rise counts here.
+        planned = max(estimate.before, certain(estimate))
+    need = planned / target
     note = f"{estimate.value:.1f} requests/s {_over(estimate)} at {target:g} per replica"
     return _say("qps", estimate.value, target, need, need, scene.current, note)
+
+
+def _capacity(policy: ScalingPolicy, capacity: Capacity, scene: Scene) -> Say:
+    if scene.sample.arrivals is None:
+        return _missing("capacity", capacity.rate, "what is coming is not known: no gateway worker reported")
+    if policy.min_replicas == 0 and scene.rate.value == 0.0 and not scene.queued:
+        # What is left of the forecast after a silence is memory; how long to stay for it is the idle time's business.
+        return Say(SignalReading("capacity", 0.0, capacity.rate, 0, "no requests"), 0.0, 0.0)
+    state = scene.state
+    horizon_s = expected_s(state.starts, scene.supply.expected_ready_s) + REACTION_S
+    wanted = need(
+        capacity,
+        state.history,
+        scene.rate,
+        scene.queued or 0.0,
+        scene.supply.ready,
+        scene.current,
+        horizon_s,
+        policy.objective,
+        policy.max_boost,
+        scene.now,
+    )
+    say = _say("capacity", wanted.rate, capacity.rate, wanted.up, wanted.down, scene.current, wanted.words)
+    return replace(say, is_exact=True)
 
 
 def _concurrency(target: float, scene: Scene) -> Say:

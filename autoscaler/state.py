@@ -5,13 +5,18 @@ A fresh state knows nothing and therefore shrinks nothing: until a full window i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Self
 
-from autoscaler import window
+from autoscaler import capacity, forecast, starts, timer, window
 from autoscaler.behavior import History
+from autoscaler.need import REACTION_S
 from autoscaler.types import Sample, Supply
 
+_DOUBT_FROM = 4.0
+"""Requests under way from which all of them gone with none completed is no news but an error."""
+_DOUBT_S = 600.0
+"""After which it is believed all the same."""
 _SILENCE_GAP_S = 2.0
 """Unreported seconds that do not break a silence: a report that comes a little late."""
 
@@ -39,11 +44,29 @@ class State:
     carried: tuple[float, float] | None = None
     """Requests per second a replica served when last backlogged, and when that was."""
     ready: int = 0
+    flying: float = 0.0
+    """Requests in flight and queued at the last report, on average over it."""
+    balance: float = 0.0
+    """Requests that arrived and have not completed."""
+    doubted_from: float | None = None
+    """Since when the gateway reads 0 although requests were under way that cannot have ended."""
+    history: forecast.History = field(kw_only=True)
+    learned: capacity.Learned = field(default_factory=capacity.Learned)
+    starts: starts.Starts = field(default_factory=starts.Starts)
+    active_at: float = 0.0
+    """When a request was last seen."""
+    onsets: timer.Onsets = ()
+    """When bursts began after a silence."""
+    boost: float = 1.0
+    boosted_until: float = 0.0
 
     @classmethod
-    def initial(cls, now: float) -> Self:
-        """Nothing seen yet: a new model, or a controller that has just started."""
-        return cls(started=now, silent_from=now, silent_until=now)
+    def initial(cls, now: float, phase: float = 0.0) -> Self:
+        """Nothing seen yet: a new model, or a controller that has just started.
+
+        `phase` (0 to 1, any spread will do) shifts when the model's forecast is made, so that many share the work.
+        """
+        return cls(started=now, silent_from=now, silent_until=now, active_at=now, history=forecast.begin(now, phase))
 
 
 def standing(state: State, supply: Supply, now: float) -> int:
@@ -63,7 +86,24 @@ def is_active(sample: Sample) -> bool:
     return bool(sample.wake or sample.queued_now or sample.arrivals or sample.in_flight or sample.queued)
 
 
-def observe(state: State, supply: Supply, sample: Sample, current: int, now: float) -> State:
+def doubt(state: State, sample: Sample, now: float) -> tuple[Sample, float | None]:
+    """The sample, emptied where it cannot be true, and since when that is so.
+
+    Requests leave by completing. Several under way, and a moment later none, and none completed: the meter has failed.
+    """
+    if sample.arrivals or sample.completions or sample.in_flight or sample.queued or sample.queued_now:
+        return sample, None
+    since = state.doubted_from
+    if sample.arrivals is None or sample.completions is None or sample.in_flight is None or sample.dt < 0.5:
+        return sample, since
+    if since is None:
+        since = now if min(state.flying, state.balance) >= _DOUBT_FROM else None
+    elif now - since > _DOUBT_S:
+        return sample, since
+    return (sample if since is None else replace(sample, arrivals=None, completions=None)), since
+
+
+def observe(state: State, supply: Supply, sample: Sample, current: int, limit: int, now: float) -> State:
     """The state with one sample more; decides nothing."""
     silent_from, silent_until = state.silent_from, state.silent_until
     if is_active(sample) or supply.ready > state.ready:
@@ -73,6 +113,28 @@ def observe(state: State, supply: Supply, sample: Sample, current: int, now: flo
         if begin > silent_until + _SILENCE_GAP_S:
             silent_from = begin
         silent_until = now
+    active_at, onsets = state.active_at, state.onsets
+    if is_active(sample):
+        if now - active_at > timer.SILENCE_S:
+            onsets = timer.remember(onsets, now)
+        active_at = now
+    flying, balance = state.flying, state.balance
+    if sample.arrivals is not None and sample.in_flight is not None and sample.dt >= 0.5:
+        flying = sample.in_flight + (sample.queued or 0.0)
+        # Requests that were refused may never be counted as completed: what is in flight bounds the balance.
+        balance = max(0.0, min(balance + sample.arrivals - (sample.completions or 0), 2.0 * flying + 10.0))
+    learned = state.learned
+    if (
+        sample.arrivals is not None
+        and sample.completions is not None
+        and sample.in_flight is not None
+        and sample.dt > 0
+    ):
+        learned = capacity.observe(
+            learned, sample.completions, sample.in_flight, supply.boost, supply.ready, limit, sample.dt, now
+        )
+    known_starts = starts.observe(state.starts, supply.ready, supply.starting, now)
+    horizon_s = starts.expected_s(known_starts, supply.expected_ready_s) + REACTION_S
     strained_from = state.strained_from
     if supply.starting or not 0 < current <= supply.ready or (sample.queued is not None and sample.queued < 1.0):
         strained_from = None
@@ -91,4 +153,14 @@ def observe(state: State, supply: Supply, sample: Sample, current: int, now: flo
         strained_from=strained_from,
         carried=state.carried,
         ready=supply.ready,
+        flying=flying,
+        balance=balance,
+        doubted_from=state.doubted_from,
+        history=forecast.observe(state.history, sample.arrivals, sample.dt, horizon_s, now),
+        learned=learned,
+        starts=known_starts,
+        active_at=active_at,
+        onsets=onsets,
+        boost=state.boost,
+        boosted_until=state.boosted_until,
     )

@@ -46,6 +46,14 @@ class Behavior:
 
 
 @dataclass(frozen=True, slots=True)
+class Objective:
+    """A latency goal: `percentile` (0 to 100) of the requests are answered within `latency_s`."""
+
+    latency_s: float
+    percentile: float = 99.0
+
+
+@dataclass(frozen=True, slots=True)
 class ScalingPolicy:
     """What the operator wants of one model."""
 
@@ -60,6 +68,10 @@ class ScalingPolicy:
     """With min_replicas 0: seconds without a request or one in flight after which the count goes to zero."""
     concurrency_limit: int = 0
     """Requests in flight to one replica at most; 0 is unbounded."""
+    objective: Objective | None = None
+    """Instead of a target, or beside it: how long a request may take."""
+    max_boost: float = 1.0
+    """How many times its slice's compute a replica may have while others start; 1: slices do not grow."""
     fixed_replicas: int | None = None
     """Set by hand: the recommendation is this count, the signals are still told."""
 
@@ -72,6 +84,10 @@ class Supply:
     starting: int
     """Placed and not ready yet, those in back-off included: capacity to come."""
     draining: int
+    expected_ready_s: float | None = None
+    """How long a start is expected to take; None: it is learned from the counts."""
+    boost: float = 1.0
+    """How many times its slice's compute each ready replica has now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +117,7 @@ class SignalReading:
     """One signal's say."""
 
     name: str
-    """qps, concurrency, cpu, memory, deviceMemory or queue."""
+    """qps, capacity, concurrency, cpu, memory, deviceMemory or queue."""
     value: float | None
     """Measured, over all replicas (rates, concurrency) or the mean of them (percentages); None when missing."""
     target: float
@@ -119,7 +135,11 @@ class Recommendation:
     previous: int
     """Ready and starting at the time."""
     signal: str
-    """What decided: a signal's name, or min, max, fixed, idle, wake, hold, stabilization, behavior, tolerance."""
+    """What decided: a signal, or min, max, fixed, idle, timer, wake, hold, stabilization, behavior, tolerance."""
     readings: tuple[SignalReading, ...] = ()
     reasons: tuple[str, ...] = field(default=())
     """In words, in the order applied."""
+    boost: float = 1.0
+    """How many times its slice's compute each ready replica should have (`ScalingPolicy.max_boost` at most)."""
+    capacity: float | None = None
+    """Requests per second that a replica is known to do; None: not known yet."""

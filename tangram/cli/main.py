@@ -363,6 +363,47 @@ def pack(
         typer.echo(packing.text(view, show.width()))
 
 
+@app.command(help="Send a trace of request rates through the autoscaler on virtual time.")
+def replay(
+    trace: Annotated[Path, typer.Argument(metavar="TRACE.csv", help="Requests per bin, a number a line.")],
+    model: Annotated[str, typer.Option("--model", metavar="FILE#NAME", help="Whose policy is used.")],
+    policy: Annotated[
+        str, typer.Option("--policy", metavar="NAME,...", help="ours, hpa, kpa, ray, tpa, oracle.")
+    ] = "ours",
+    service: Annotated[float | None, typer.Option("--service", min=0.0001, help="Mean seconds of a request.")] = None,
+    slots: Annotated[int | None, typer.Option("--slots", min=1, help="Requests a replica does at once.")] = None,
+    slo_wait: Annotated[float, typer.Option("--slo-wait", min=0.0, help="Seconds of waiting that are too long.")] = 1.0,
+    start: Annotated[float, typer.Option("--start", min=0.0, help="Seconds until a replica is ready.")] = 20.0,
+    scale: Annotated[float, typer.Option("--scale", min=0.000001, help="Factor on the trace's rates.")] = 1.0,
+    bins: Annotated[str, typer.Option("--bins", metavar="FIRST..LAST", help="Only these bins.")] = "",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of arrivals and service times.")] = 1,
+    png: Annotated[Path | None, typer.Option("--png", help="Also draw a picture.")] = None,
+    output: As = None,
+) -> None:
+    from tangram.cli import replay as replaying
+    from tangram.cli import show
+
+    options = replaying.ReplayOptions(
+        trace,
+        model,
+        replaying.policies_of(policy),
+        service_s=service,
+        slots=slots,
+        slo_wait_s=slo_wait,
+        start_s=start,
+        scale=scale,
+        bins=bins,
+        seed=seed,
+    )
+    workload, runs = replaying.run(options)
+    if png is not None:
+        replaying.picture(runs, png)
+    if output is not None:
+        typer.echo(show.dump([one.figures() for one in runs], output))
+    else:
+        typer.echo(replaying.text(workload, runs, show.width()))
+
+
 @app.command(help="Print the version.")
 def version() -> None:
     from tangram import __version__

@@ -22,6 +22,7 @@ _RULES = {
     "max": "the most it may have (maxReplicas)",
     "fixed": "the count set by hand",
     "idle": "nobody asked for it",
+    "timer": "requests come at regular times, and the next is near",
     "wake": "a request waits and no replica is there",
     "hold": "no data: what is there stays",
     "stabilization": "the stabilization window: no quick changes",

@@ -82,6 +82,7 @@ MODELS: Final[Kind[ModelView]] = Kind(
         Column("RANGE", lambda m, now: f"{m.min_replicas}-{m.max_replicas}"),
         Column("QPS", lambda m, now: units.number(m.qps)),
         Column("TARGET", lambda m, now: units.number(m.target_qps)),
+        Column("CAPACITY", lambda m, now: units.number(m.capacity), wide=True),
         Column("P99", lambda m, now: units.milliseconds(m.p99_ms)),
         Column("P50", lambda m, now: units.milliseconds(m.p50_ms), wide=True),
         Column("INFLIGHT", lambda m, now: str(m.in_flight), wide=True),

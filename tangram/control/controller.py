@@ -10,14 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from autoscaler.policy import State as PolicyState
 from packer.inventory import ClassRefusal, Device, Inventory
 from packer.verify import verify
 from tangram import __version__
 from tangram.control import present
 from tangram.control.facade import ModelMetrics, NotFound, NotRecorded
 from tangram.control.loop import ControlLoop
-from tangram.control.state import ControllerState, ModelState
+from tangram.control.state import ControllerState, ModelState, fresh_policy_state
 from tangram.control.store import Store
 from tangram.control.tenancy import Tenancy
 from tangram.control.views import (
@@ -285,7 +284,7 @@ class Controller:
     def _put(self, model: Model, now: float, *, direct: bool) -> None:
         entry = self._state.models.get(model.name)
         if entry is None:
-            entry = ModelState(model, now, PolicyState.initial(_monotonic()))
+            entry = ModelState(model, now, fresh_policy_state(model.name, _monotonic()))
             entry.revisions = {model.revision: model}
             self._state.models[model.name] = entry
             return

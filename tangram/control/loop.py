@@ -237,7 +237,12 @@ class ControlLoop:
             # The one more that exists while a revision is rolled in is a replacement and not a wish for more.
             ready = min(ready, entry.recommendation.replicas)
             starting = min(starting, entry.recommendation.replicas - ready)
-        return Supply(ready=ready, starting=starting, draining=self.state.count(name, Phase.DRAINING))
+        return Supply(
+            ready=ready,
+            starting=starting,
+            draining=self.state.count(name, Phase.DRAINING),
+            expected_ready_s=entry.expected_start_s,
+        )
 
     def _sample(self, entry: ModelState, monotonic: float) -> Sample:
         measured = self.state.demand.take(entry.model.name, monotonic)

@@ -27,7 +27,6 @@ from typing import Final
 
 from aiohttp import web
 
-from autoscaler.policy import State as PolicyState
 from gateway.wire import Report, parse_down
 from packer.inventory import Device
 from tangram.control.api import make_app
@@ -36,7 +35,7 @@ from tangram.control.logs import set_up_logging
 from tangram.control.loop import ControlLoop
 from tangram.control.paths import FILE_MARKER, StatePaths, file_digest
 from tangram.control.security import TokenError, load_token
-from tangram.control.state import ControllerState, ModelState
+from tangram.control.state import ControllerState, ModelState, fresh_policy_state
 from tangram.control.store import Store, StoreError
 from tangram.control.tenancy import Tenancy
 from tangram.control.wire_server import WireServer
@@ -139,7 +138,7 @@ async def _assemble(options: argparse.Namespace, paths: StatePaths, store: Store
     )
     rollouts = store.rollouts()
     for name, stored in store.models().items():
-        state.models[name] = entry = ModelState(stored.model, stored.created_at, PolicyState.initial(loop.time()))
+        state.models[name] = entry = ModelState(stored.model, stored.created_at, fresh_policy_state(name, loop.time()))
         store.put_revision(stored.model, stored.created_at)
         entry.revisions = {r.revision: r.model for r in store.revisions(name)}
         entry.rollout = rollouts.get(name)

@@ -45,6 +45,7 @@ def model_view(state: ControllerState, entry: ModelState, monotonic: float) -> M
         fixed_replicas=scaling.replicas,
         target_qps=scaling.target_qps,
         qps=state.demand.qps(model.name, monotonic),
+        capacity=None if wanted is None or wanted.capacity is None else round(wanted.capacity, 2),
         in_flight=state.demand.in_flight(model.name),
         queued=state.demand.queued(model.name),
         p50_ms=None if p50 is None else round(p50 * 1000, 2),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -77,6 +78,11 @@ class ControllerState:
     def count(self, name: str, *phases: Phase) -> int:
         """Replicas of a model in any of the phases."""
         return sum(r.model == name and r.phase in phases for r in self.replicas.values())
+
+
+def fresh_policy_state(model: str, monotonic: float) -> PolicyState:
+    """Nothing seen of the model yet; forecasts of many models are spread over their period by name."""
+    return PolicyState.initial(monotonic, phase=zlib.crc32(model.encode()) / 2**32)
 
 
 def natural(replica: Replica) -> tuple[str, int]:

@@ -57,6 +57,8 @@ class ModelView(_View):
     target_qps: float | None = Field(default=None, alias="targetQPS")
     qps: float | None = Field(default=None)
     """Arrivals, None before the first full window."""
+    capacity: float | None = None
+    """Requests per second that a replica is known to carry, as learned; None before enough was seen."""
     in_flight: int = 0
     queued: int = 0
     p50_ms: float | None = None

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from autoscaler.defaults import RulesSpec, behavior
-from autoscaler.types import MetricTarget, RatePolicy, ScalingPolicy
+from autoscaler.types import MetricTarget, Objective, RatePolicy, ScalingPolicy
 from gateway import wire
 from gateway.limits import COLUMNS
 from gateway.wire import EndpointEntry, ModelEntry
@@ -90,6 +90,9 @@ def scaling_policy(model: Model) -> ScalingPolicy:
         behavior=behavior(_rules(scaling.behavior.scale_up), _rules(scaling.behavior.scale_down)),
         idle_s=scaling.idle_seconds,
         concurrency_limit=model.spec.traffic.concurrency_per_replica,
+        objective=None
+        if scaling.objective is None
+        else Objective(scaling.objective.latency_milliseconds / 1000, scaling.objective.percentile),
         fixed_replicas=scaling.replicas,
     )
 

@@ -76,19 +76,23 @@ def test_concurrency_counts_in_flight_and_queued(timeline):
 
 
 @pytest.mark.parametrize(("limit", "target"), [(10, 7.0), (0, 70.0)])
-def test_without_any_target_concurrency_decides(timeline, limit, target):
+def test_without_any_target_concurrency_decides_until_a_capacity_is_known(timeline, limit, target):
     model = timeline(target_qps=None, concurrency_limit=limit)
-    model.run(15, qps=10, in_flight=3 * target, queued=0.0)
+    model.run(15, qps=10, in_flight=3 * target, queued=0.0, completions=None)
 
     assert reading(model.last, "concurrency").target == pytest.approx(target)
     assert model.last.replicas == 3
 
 
-def test_learn_watches_concurrency_beside_its_first_guess(timeline):
+def test_learn_takes_the_target_as_a_guess_until_the_capacity_is_known(timeline):
     model = timeline(mode="learn", target_qps=1000.0, concurrency_limit=10)
-    model.run(15, qps=50, in_flight=20.0, queued=0.0)
-
+    model.run(15, qps=50, in_flight=20.0, queued=0.0, completions=None)
     assert [r.name for r in model.last.readings] == ["qps", "concurrency", "queue"]
+    assert model.last.replicas == 3
+
+    model.run(15, qps=50, in_flight=20.0, queued=0.0)
+    assert [r.name for r in model.last.readings] == ["capacity", "queue"]
+    assert model.last.capacity == pytest.approx(10 / (20 / 50), rel=0.05)
     assert model.last.replicas == 3
 
 

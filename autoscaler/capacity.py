@@ -1,0 +1,132 @@
+"""How many requests per second a replica can do, learned from what it is seen to do.
+
+A replica with `slots` requests at a time and a mean service time s does slots / s. By Little's law s is busy time over
+requests, request-seconds in flight / completions; half of what in flight has changed since is added to the completions,
+since those have been paid for in part. Where the service time rises with how full the replicas are (they share a GPU
+or a core), a line through (fullness, service time) is carried on to fullness 1.
+
+Where slots are unbounded, or more slots are allowed than help, only a backlog tells: what is completed while requests
+wait is what can be done. The queue signal sees to that (`State.carried`), and the smaller of the two counts.
+
+Two memories run beside each other: a long one (10 min) that plans, and a short one (20 s) that watches. When they
+differ by more than chance explains (services are taken to vary as much as exponential ones) and by more than a
+quarter, the capacity has drifted, and the long memory is replaced by the short one.
+
+The uncertainty is the service time's: its deviation over the root of the requests remembered. Plans use the capacity
+less one such deviation.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+LONG_S = 600.0
+SHORT_S = 20.0
+ENOUGH = 20.0
+"""Requests from which something is known."""
+_DRIFT_Z = 4.0
+_DRIFT_SHARE = 0.25
+_LEVEL_SHARE = 0.3
+_PLENTY = 200.0
+_DRIFT_LEAST = 8.0
+"""Requests in the short memory from which it may speak."""
+_FULLNESS_PRIOR = 0.03
+"""Variance of fullness that a slope has to stand out from."""
+
+
+class Memory(NamedTuple):
+    """Exponentially forgotten sums, each weighed by requests."""
+
+    requests: float = 0.0
+    busy_s: float = 0.0
+    full: float = 0.0
+    """Fullness x requests."""
+    full_full: float = 0.0
+    full_busy: float = 0.0
+    """Fullness x busy seconds."""
+
+
+class Learned(NamedTuple):
+    """What is remembered of a replica's work."""
+
+    long: Memory = Memory()
+    short: Memory = Memory()
+    in_flight: float | None = None
+    """At the last report, mean over it."""
+    change: float = 0.0
+    """How in flight has changed of late, forgotten like the short memory."""
+    drifted_at: float | None = None
+
+
+class Capacity(NamedTuple):
+    """Requests per second a replica can do."""
+
+    rate: float
+    low: float
+    """Less one standard deviation of what is not known."""
+    slots: float
+    requests: float
+    """It was learned from."""
+
+
+def observe(
+    learned: Learned,
+    completions: float,
+    in_flight: float,
+    boost: float,
+    ready: int,
+    slots: int,
+    seconds: float,
+    now: float,
+) -> Learned:
+    """With one report more; `in_flight` is the mean over it, `boost` the compute each replica had, in slices."""
+    before = in_flight if learned.in_flight is None else learned.in_flight
+    requests = max(0.0, completions + (in_flight - before) / 2.0)
+    busy = in_flight * seconds * boost
+    full = min(1.0, in_flight / (ready * slots)) if slots and ready else 0.0
+    long = _add(learned.long, requests, busy, full, math.exp(-seconds / LONG_S))
+    short = _add(learned.short, requests, busy, full, math.exp(-seconds / SHORT_S))
+    change_of_flight = learned.change * math.exp(-seconds / SHORT_S) + in_flight - before
+    drifted_at = learned.drifted_at
+    # While replicas fill or empty, busy time and completions belong to different requests.
+    is_level = abs(change_of_flight) < _LEVEL_SHARE * short.requests
+    if is_level and short.requests >= _DRIFT_LEAST and long.requests >= ENOUGH:
+        change = math.log(max(1e-9, short.busy_s / short.requests) / max(1e-9, long.busy_s / long.requests))
+        chance = _DRIFT_Z / math.sqrt(short.requests)
+        if abs(change) > max(chance, math.log1p(_DRIFT_SHARE)):
+            long, drifted_at = _flat(short), now
+    return Learned(long, short, in_flight, change_of_flight, drifted_at)
+
+
+def _add(memory: Memory, requests: float, busy: float, full: float, keep: float) -> Memory:
+    return Memory(
+        memory.requests * keep + requests,
+        memory.busy_s * keep + busy,
+        memory.full * keep + full * requests,
+        memory.full_full * keep + full * full * requests,
+        memory.full_busy * keep + full * busy,
+    )
+
+
+def _flat(memory: Memory) -> Memory:
+    """The same with no relation between fullness and service time: across a drift there is none."""
+    requests, busy, full, _, _ = memory
+    return Memory(requests, busy, full, full * full / requests, full * busy / requests)
+
+
+def known(learned: Learned, slots: int) -> Capacity | None:
+    """The capacity of a replica with so many slots; None while too little is known, or slots are unbounded."""
+    requests, busy, full, full_full, full_busy = learned.long
+    if not slots or requests < ENOUGH or busy <= 0.0:
+        return None
+    if requests < _PLENTY and learned.change > _LEVEL_SHARE * learned.short.requests:
+        # Filling from empty, the first to complete are the short ones: the replica would look faster than it is.
+        return None
+    mean = busy / requests
+    at = full / requests
+    variance = max(0.0, full_full / requests - at * at)
+    slope = max(0.0, full_busy / requests - at * mean) / (variance + _FULLNESS_PRIOR)
+    service = mean + slope * max(0.0, 1.0 - at)
+    rate = slots / service
+    return Capacity(rate, rate / (1.0 + 1.0 / math.sqrt(requests)), float(slots), requests)

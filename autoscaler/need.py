@@ -1,0 +1,144 @@
+"""How many replicas a model needs by what a replica is known to carry and by what is coming.
+
+    up      what the forecast rate needs when replicas asked for now would be ready: enough that few requests wait at
+            the middle rate, and that most do not wait at the high one; at once what a rise that the forecast did not
+            see needs; more, within bounds, where a backlog would outlast the replicas that are there or to come
+    down    nothing below `up`, below what the present rate needs, or below what was forecast for times still to come
+
+The waits come from staffing.py, the rates from forecast.py, the replica's capacity from capacity.py.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from autoscaler.capacity import Capacity
+from autoscaler.forecast import NAMES, History, latest
+from autoscaler.staffing import replicas_for
+from autoscaler.types import Objective
+from autoscaler.window import Estimate
+
+WAIT_S = 1.0
+"""The wait that few requests should exceed, where no objective is given."""
+LATE = 0.05
+"""Share that may, at the middle forecast."""
+LATE_AT_HIGH = 0.2
+"""Share that may, at the high one."""
+DRAIN_S = 20.0
+"""A backlog that outlasts the start of a replica is to be gone within this."""
+MOST_CATCHING_UP = 1.5
+"""Times the replicas that the expected rate needs, at most, to catch up with a backlog."""
+REACTION_S = 3.0
+"""From a change of the rate to a decision."""
+SURPRISE_Z = 3.0
+"""Standard deviations by which a rate exceeds the high forecast before it is believed instead."""
+CERTAIN_Z = 2.0
+"""Standard deviations that are taken off a rate that surprises."""
+_BOOST_STEP = 0.25
+
+
+class Need(NamedTuple):
+    """Fractional replicas, and how they came about."""
+
+    up: float
+    down: float
+    rate: float
+    """Requests per second planned for."""
+    words: str
+
+
+def standard(objective: Objective | None, service_s: float) -> tuple[float, float]:
+    """The wait that may be exceeded, and by what share of requests.
+
+    A latency objective leaves for waiting what a service, taken as exponential, leaves of it at that percentile.
+    """
+    if objective is None:
+        return WAIT_S, LATE
+    share = 1.0 - objective.percentile / 100.0
+    return max(0.0, objective.latency_s - service_s * -math.log(share)), share
+
+
+def need(
+    capacity: Capacity,
+    history: History,
+    rate: Estimate,
+    queued: float,
+    ready: int,
+    current: int,
+    horizon_s: float,
+    objective: Objective | None,
+    max_boost: float,
+    now: float,
+) -> Need:
+    """What the model needs now.
+
+    Where slices may grow, growth covers what exceeds the middle forecast, and only what it cannot cover is staffed.
+    """
+    wait_s, late = standard(objective, capacity.slots / capacity.rate)
+    per_replica, slots = capacity.low, capacity.slots
+
+    def staffed(middle: float, high: float) -> float:
+        high = max(middle, high / max_boost)
+        return max(
+            replicas_for(middle, per_replica, slots, wait_s, late),
+            replicas_for(high, per_replica, slots, wait_s, max(late, LATE_AT_HIGH)),
+        )
+
+    coming = latest(history)
+    surprise = SURPRISE_Z * math.sqrt(max(rate.value, 0.3) / rate.window)
+    if coming is None:
+        planned, words = rate.value, f"{rate.value:.1f} requests/s"
+        up = staffed(rate.value, rate.value)
+    else:
+        planned = coming.high
+        words = f"{coming.middle:.1f} to {coming.high:.1f} requests/s expected in {horizon_s:.0f} s"
+        words += f" (mostly from {NAMES[history.best]})"
+        up = staffed(coming.middle, coming.high)
+        if rate.value - coming.high > surprise:
+            # A few seconds may be a passing burst: only what is certain of the rise is planned for.
+            planned = max(coming.high, certain(rate))
+            words = f"{rate.value:.1f} requests/s, {planned:.1f} for sure, more than the {coming.high:.1f} expected,"
+            up = max(up, staffed(planned, planned))
+    if queued > max(1.0, 0.5 * rate.value):
+        level = rate.value if rate.before is None else max(rate.before, certain(rate))
+        usual = level if coming is None else min(level, coming.high)
+        catching = min(
+            _catch_up(per_replica, level, queued, ready, current, horizon_s),
+            MOST_CATCHING_UP * usual / per_replica + 1.0,
+        )
+        if catching > up:
+            up, words = catching, f"{words} and {queued:.0f} queued"
+    promised = max((f for f in history.issued if f.due > now), key=lambda f: f.high, default=None)
+    down = max(up, replicas_for(rate.value, per_replica, slots, wait_s, LATE_AT_HIGH))
+    if promised is not None and promised is not coming:
+        down = max(down, replicas_for(promised.high, per_replica, slots, wait_s, LATE_AT_HIGH))
+    known = f"{capacity.rate:.3g} known of a replica ({capacity.low:.3g} for sure)"
+    return Need(up, down, planned, f"{words} at {known}")
+
+
+def certain(rate: Estimate) -> float:
+    """What the rate is at least, as sure as CERTAIN_Z."""
+    return rate.value - CERTAIN_Z * math.sqrt(max(rate.value, 0.3) / rate.window)
+
+
+def _catch_up(per_replica: float, rate: float, queued: float, ready: int, current: int, horizon_s: float) -> float:
+    """Replicas that work a backlog off in time; 0 where those there or to come do."""
+    remaining = horizon_s / 2.0 if current > ready else 0.0
+    then = max(0.0, queued + (rate - ready * per_replica) * remaining)
+    spare = current * per_replica - rate
+    if spare > 0.0 and remaining + then / spare <= horizon_s + DRAIN_S / 2.0:
+        return 0.0
+    return (rate + then / DRAIN_S) / per_replica
+
+
+def boost(
+    capacity: Capacity, rate: Estimate, queued: float, ready: int, most: float, objective: Objective | None
+) -> float:
+    """How many times its slice each ready replica should have until more replicas are there; from 1 to `most`."""
+    if most <= 1.0 or ready == 0:
+        return 1.0
+    wait_s, late = standard(objective, capacity.slots / capacity.rate)
+    load = rate.value + queued / DRAIN_S * 4.0
+    wanted = replicas_for(load, capacity.low, capacity.slots, wait_s, late) / ready
+    return min(most, max(1.0, math.ceil(wanted / _BOOST_STEP - 1e-6) * _BOOST_STEP)) if wanted > 1.0 else 1.0

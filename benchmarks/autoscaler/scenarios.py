@@ -1,0 +1,315 @@
+"""What goes wrong in production, each as a run with a figure: wrong targets, drift, faults, timers, steps, a full
+fleet."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autoscaler.baselines import Kpa
+from autoscaler.defaults import behavior
+from autoscaler.oracle import reference
+from autoscaler.policy import recommend
+from autoscaler.quota import Claim, share
+from autoscaler.replay import Ours
+from autoscaler.simulate import Faults, Outcome, Requests, Starts, View, Workload, draw, simulate
+from autoscaler.staffing import replicas_for
+from autoscaler.state import State
+from autoscaler.trace import Trace
+from autoscaler.types import Sample, ScalingPolicy, Supply
+from benchmarks.autoscaler.cells import CASES, load
+
+LEARNING_S = 60
+"""Not counted where something has to be learned first."""
+
+
+def policy(work: Workload, **changes: Any) -> ScalingPolicy:
+    """The one default configuration: the target is what a replica can do, nothing else is set."""
+    base = ScalingPolicy(
+        min_replicas=1,
+        max_replicas=1000,
+        target_qps=work.capacity,
+        mode="honour",
+        metrics=(),
+        behavior=behavior(),
+        idle_s=60.0,
+        concurrency_limit=work.slots,
+    )
+    return replace(base, **changes)
+
+
+def first_replicas(work: Workload) -> int:
+    """What a run begins with: enough for the first minute at 70 percent."""
+    bins = max(1, round(60.0 / work.trace.bin_s))
+    rate = sum(work.trace.counts[:bins]) / bins / work.trace.bin_s
+    return max(1, math.ceil(rate / work.capacity / 0.7))
+
+
+def run(work: Workload, requests: Requests, scaler: Callable[[View], int], start_s: float, **options: Any) -> Outcome:
+    """One run with starts of `start_s` seconds."""
+    given = {"first": first_replicas(work), **options}
+    starts = given.pop("starts", Starts(start_s))
+    boost = scaler.boost if isinstance(scaler, Ours) else None
+    return simulate(work, requests, scaler, starts, np.random.default_rng(2), boost=boost, **given)
+
+
+def late_percent(outcome: Outcome, after_s: int) -> float:
+    """Violations among the requests that came after `after_s`."""
+    arrived = sum(outcome.series.arrivals[after_s:])
+    return 100.0 * sum(outcome.series.late[after_s:]) / max(1, arrived)
+
+
+@dataclass(frozen=True)
+class Bar:
+    value: Any
+    bar: str
+    met: bool
+
+
+def _workloads(data: Path, *, quick: bool) -> list[Workload]:
+    conv = load("conv", data)
+    if quick:
+        return [conv]
+    sgl = load("sgl", data)
+    return [conv, replace(sgl, trace=sgl.trace.part(1080, 1440))]
+
+
+def wrong_targets(data: Path, seed: int, *, quick: bool) -> dict[str, Bar]:
+    """Targets that are wrong or absent, and a capacity that falls; starts of 30 s."""
+    start_s = 30.0
+    kinds: dict[str, Callable[[Workload], ScalingPolicy]] = {
+        "honour 1.5x": lambda w: policy(w, target_qps=1.5 * w.capacity),
+        "honour 2x": lambda w: policy(w, target_qps=2.0 * w.capacity),
+        "learn 0.5x": lambda w: policy(w, mode="learn", target_qps=0.5 * w.capacity),
+        "learn 2x": lambda w: policy(w, mode="learn", target_qps=2.0 * w.capacity),
+        "absent": lambda w: policy(w, mode="learn", target_qps=None),
+        "drift 1.8x": policy,
+    }
+    bars: dict[str, Bar] = {}
+    found: dict[float, float] = {}
+    known: dict[Any, float] = {}
+    for kind, make in kinds.items():
+        late: list[float] = []
+        cost: list[float] = []
+        for work in _workloads(data, quick=quick):
+            wanted = make(work)
+            if kind.startswith("drift"):
+                length = work.trace.seconds
+                work = replace(work, slowdowns=((length / 3, 2 * length / 3, 1.8),))
+            requests = draw(work, np.random.default_rng(seed))
+            best_cost = _reference(work, requests, start_s, known)
+            scaler = Ours(wanted, start_s)
+            if kind.startswith("drift"):
+                begins = work.slowdowns[0][0]
+
+                def watch(view: View, scaler: Ours = scaler, begins: float = begins) -> int:
+                    count = scaler(view)
+                    at = scaler.state.learned.drifted_at
+                    if at is not None and at >= begins and begins not in found:
+                        found[begins] = at - begins
+                    return count
+
+                outcome = run(work, requests, watch, start_s)
+            else:
+                outcome = run(work, requests, scaler, start_s)
+            late.append(late_percent(outcome, LEARNING_S))
+            cost.append(outcome.cost / best_cost)
+        value = {"violations": round(max(late), 2), "cost": round(max(cost), 3)}
+        bars[f"target: {kind}"] = Bar(value, "<= 1% at <= 1.4x", max(late) <= 1.0 and max(cost) <= 1.4)
+    slowest = round(max(found.values(), default=math.inf), 1)
+    bars["drift found, s"] = Bar(slowest, "<= 60", slowest <= 60.0)
+    return bars
+
+
+def _reference(work: Workload, requests: Requests, start_s: float, known: dict[Any, float]) -> float:
+    """The cheaper of our own reference and, where the workload is a whole cell, the one measured for it elsewhere."""
+    key = (work.name, work.slowdowns)
+    if key not in known:
+        known[key] = reference(work, requests, start_s, np.random.default_rng(2)).cost
+        if work.name == "conv" and not work.slowdowns:
+            known[key] = min(known[key], CASES["conv"].reference[int(start_s)])
+    return known[key]
+
+
+def faults(data: Path, seed: int, *, quick: bool) -> dict[str, Bar]:
+    """Faults in the middle of a run; starts of 30 s."""
+    start_s = 30.0
+    bars: dict[str, Bar] = {}
+    for work in _workloads(data, quick=quick):
+        requests = draw(work, np.random.default_rng(seed))
+        best = reference(work, requests, start_s, np.random.default_rng(2))
+        middle = round(work.trace.seconds / 2)
+        span = (float(middle), middle + 300.0)
+        room = max(2, best.peak)
+        kinds: dict[str, dict[str, Any]] = {
+            "blackout": {"faults": Faults(blackouts=(span,))},
+            "zeros": {"faults": Faults(zeros=(span,))},
+            "failing starts": {"starts": Starts(start_s, failing=0.2)},
+            "slow starts": {"starts": Starts(start_s, 0.5, 3.0)},
+            "no room": {"faults": Faults(room=room)},
+            "unready": {"faults": Faults(unready=((float(middle), middle + 60.0),))},
+            "restart": {"faults": Faults(restarts=(float(middle), middle + 30.0))},
+        }
+        for kind, options in kinds.items():
+            outcome = run(work, requests, Ours(policy(work), start_s), start_s, **options)
+            longest = options["starts"].most * start_s if "starts" in options else start_s
+            end = int({"unready": middle + 60, "restart": middle + 35}.get(kind, span[1]))
+            recovered = _recovered(outcome, work, end + 1 + round(longest))
+            value = {
+                "shrank on bad data": outcome.last_shrink_on_bad_data is not None,
+                "peak over the reference's": round(outcome.peak / best.peak, 2),
+                "recovered": recovered,
+                "violations": round(outcome.violation_share, 2),
+            }
+            met = outcome.last_shrink_on_bad_data is None and outcome.peak <= 1.5 * best.peak and recovered
+            bars[f"fault: {kind} ({work.name})"] = Bar(value, "no shrink on bad data, peak <= 1.5x, recovered", met)
+    return bars
+
+
+def _recovered(outcome: Outcome, work: Workload, by: int) -> bool:
+    """Whether, one start and one tick after the fault, ready replicas carry what comes (mean of half a minute)."""
+    rate = sum(outcome.series.arrivals[by - 30 : by]) / 30.0
+    return outcome.series.ready[by] >= rate / work.capacity
+
+
+def step(seed: int) -> dict[str, Bar]:
+    """A step of three times the rate at starts of 90 s, slices allowed to grow to three times; growth is charged."""
+    work = Workload("step", Trace(60.0, (100 * 60.0,) * 20 + (300 * 60.0,) * 40), 8, 0.5, 0.5, 1.0)
+    requests = draw(work, np.random.default_rng(seed))
+    best = reference(work, requests, 90.0, np.random.default_rng(2))
+    outcome = run(work, requests, Ours(policy(work, max_boost=3.0), 90.0), 90.0)
+    value = {"violations": round(outcome.violation_share, 2), "cost": round(outcome.cost / best.cost, 3)}
+    met = outcome.violation_share <= 1.0 and outcome.cost <= 1.15 * best.cost
+    return {"step with vertical burst": Bar(value, "<= 1% at <= 1.15x, growth charged while used", met)}
+
+
+def timers(seed: int, *, quick: bool) -> dict[str, Bar]:
+    """Bursts every 5, 30 and 60 min, give or take 10 s, of 20 requests in 10 s; starts of 20 s; scale to zero."""
+    bars: dict[str, Bar] = {}
+    rng = np.random.default_rng(seed)
+    for minutes, hours in ((5, 24), (30, 96), (60, 168)):
+        if quick and minutes > 5:
+            continue
+        counts = np.zeros(hours * 360)
+        for k in range(hours * 60 // minutes - 1):
+            counts[int((k + 0.5) * minutes * 6 + rng.uniform(-1.0, 1.0))] += 20.0
+        work = Workload(f"every {minutes} min", Trace(10.0, tuple(counts.tolist())), 4, 1.0, 0.5, 1.0)
+        requests = draw(work, np.random.default_rng(seed))
+        outcome = run(work, requests, Ours(policy(work, min_replicas=0), 20.0), 20.0, first=0, least=0)
+        cost = outcome.cost / outcome.seconds
+        value = {"violations": round(outcome.violation_share, 2), "cost": round(cost, 3)}
+        met = outcome.violation_share <= 2.0 and cost <= 0.65
+        bars[f"timer: {work.name}"] = Bar(value, "<= 2% at <= 0.65x of one always on", met)
+    hours = 6 if quick else 24
+    sparse = rng.poisson(0.5, hours * 60).astype(float)
+    work = Workload("aperiodic", Trace(60.0, tuple(sparse.tolist())), 4, 1.0, 0.5, 1.0)
+    requests = draw(work, np.random.default_rng(seed))
+    ours = run(work, requests, Ours(policy(work, min_replicas=0), 20.0), 20.0, first=0, least=0)
+    kpa = run(work, requests, _ToZero(Kpa(0.7 * work.capacity, "rps")), 20.0, first=0, least=0)
+    value = {
+        "ours": [round(ours.cost / ours.seconds, 3), round(ours.violation_share, 2)],
+        "kpa": [round(kpa.cost / kpa.seconds, 3), round(kpa.violation_share, 2)],
+    }
+    worse = ours.cost > kpa.cost and ours.violations > kpa.violations
+    bars["timer: aperiodic"] = Bar(value, "not worse than KPA in both cost and violations", not worse)
+    return bars
+
+
+class _ToZero:
+    """Knative's way to zero: nothing in the stable window (60 s), then 30 s of grace; one request wakes one."""
+
+    def __init__(self, inner: Kpa) -> None:
+        self._inner, self._quiet_from = inner, 0.0
+
+    def __call__(self, view: View) -> int:
+        sample = view.sample
+        if sample.arrivals or sample.queued_now or sample.in_flight:
+            self._quiet_from = view.now
+        if view.now - self._quiet_from >= 90.0:
+            return 0
+        return self._inner(view)
+
+
+def shared_quota(seed: int, *, quick: bool) -> dict[str, Bar]:
+    """Ten models with shifted peaks, 45 replicas for all peaks, and fewer there are: fluid, every 10 s, 4 hours."""
+    rng = np.random.default_rng(seed)
+    seconds, tick = 4 * 3600, 10
+    models = 10
+    capacity, slots = 20.0, 8
+    rates = np.zeros((models, seconds // tick))
+    t = np.arange(seconds // tick) * tick
+    for m in range(models):
+        peak = (4.5 if m % 2 else 3.7) * capacity * rng.uniform(0.95, 1.0)
+        phase = 2 * np.pi * m / models
+        rates[m] = peak * (0.75 + 0.25 * np.sin(2 * np.pi * t / 3600.0 + phase))
+    bars: dict[str, Bar] = {}
+    for quota in (36,) if quick else (32, 36, 40):
+        late = {way: np.zeros(models) for way in ("ours", "equal", "first come")}
+        suffered = np.zeros(models)
+        held = np.full(models, quota // models)
+        for k in range(rates.shape[1]):
+            rate = rates[:, k]
+            wants = [max(1, replicas_for(r, capacity, slots, 1.0, 0.05)) for r in rate]
+            claims = [
+                Claim(str(m), wants[m], float(rate[m]), capacity, slots, suffered=float(suffered[m]))
+                for m in range(models)
+            ]
+            ours = np.array([g.replicas for g in share(claims, quota)])
+            equal = np.minimum(wants, quota // models)
+            held = np.minimum(held, wants)
+            for m in range(models):
+                held[m] = min(wants[m], held[m] + quota - int(held.sum()))
+            for way, counts in (("ours", ours), ("equal", equal), ("first come", held)):
+                missed = np.maximum(0.0, rate - counts * capacity) / rate
+                late[way] += rate * tick * np.where(missed > 0.0, np.minimum(1.0, missed + 0.5), 0.0)
+            missed = np.maximum(0.0, rate - ours * capacity) / rate
+            suffered += 0.01 * (np.minimum(1.0, np.where(missed > 0, missed + 0.5, 0.0)) - suffered)
+        total = rates.sum(axis=1) * tick
+        share_late = {way: 100.0 * late[way] / total for way in late}
+        means = {way: round(float(v.mean()), 2) for way, v in share_late.items()}
+        worst = float(share_late["ours"].max()) / max(1e-9, float(share_late["ours"].mean()))
+        met = 2 * means["ours"] <= min(means["equal"], means["first come"]) and (worst <= 3.0 or means["ours"] < 0.01)
+        bars[f"quota of {quota}"] = Bar(
+            {**means, "worst over mean": round(worst, 2)}, "at least 2x lower, worst <= 3x the mean", met
+        )
+    return bars
+
+
+def thousand_models() -> dict[str, Bar]:
+    """1,000 models, each with traffic of its own, a call each second: the median tick, and the largest memory."""
+    rng = np.random.default_rng(1)
+    work = Workload("any", Trace(1.0, (1.0,)), 8, 0.4, 0.5, 1.0)
+    wanted = policy(work)
+    models = 1000
+    states = [State.initial(0.0, i / models) for i in range(models)]
+    rates = rng.uniform(1.0, 60.0, models)
+    ticks: list[float] = []
+    for second in range(1, 141):
+        arrivals = rng.poisson(rates).tolist()
+        samples = [Sample(1.0, n, n, n * 0.4, 0.0) for n in arrivals]
+        supplies = [Supply(max(1, math.ceil(r / 14)), 0, 0) for r in rates]
+        begun = time.perf_counter()
+        for i in range(models):
+            _, states[i] = recommend(wanted, supplies[i], samples[i], states[i], float(second))
+        ticks.append(time.perf_counter() - begun)
+    usual = sorted(ticks[40:])[len(ticks[40:]) // 2] * 1000.0
+    largest = max(_bytes(state) for state in states[:20]) / 1024.0
+    return {
+        "1,000 models a tick, ms": Bar(round(usual, 1), "< 100", usual < 100.0),
+        "memory a model, KiB": Bar(round(largest, 1), "< 64", largest < 64.0),
+    }
+
+
+def _bytes(value: Any) -> int:
+    import sys
+
+    parts = value if isinstance(value, tuple) else ()
+    if hasattr(value, "__dataclass_fields__"):
+        parts = tuple(getattr(value, name) for name in value.__dataclass_fields__)
+    return sys.getsizeof(value) + sum(map(_bytes, parts))

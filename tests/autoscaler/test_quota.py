@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoscaler.quota import Claim, share, values
+
+claims = st.lists(
+    st.builds(
+        Claim,
+        name=st.integers(0, 1000).map(str),
+        wanted=st.integers(0, 8),
+        rate=st.floats(0.0, 200.0),
+        capacity=st.floats(1.0, 30.0),
+        slots=st.sampled_from([1.0, 8.0]),
+        priority=st.integers(-2, 2),
+        suffered=st.floats(0.0, 1.0),
+    ),
+    max_size=8,
+    unique_by=lambda c: c.name,
+)
+
+
+@given(claims, st.integers(0, 40))
+def test_all_is_given_and_nobody_gets_more_than_wanted(asked, replicas):
+    grants = share(asked, replicas)
+
+    assert sum(g.replicas for g in grants) == min(replicas, sum(c.wanted for c in asked))
+    assert all(g.replicas + g.refused == c.wanted for g, c in zip(grants, asked, strict=True))
+
+
+@given(claims)
+def test_one_more_is_never_worth_more_than_the_one_before(asked):
+    for claim in asked:
+        worth = values(claim)
+        assert all(a >= b - 1e-9 for a, b in pairwise(worth))
+
+
+def test_nobody_is_starved_and_priority_comes_first():
+    asked = [Claim("low", 5, 80.0, 20.0, 8), Claim("high", 5, 80.0, 20.0, 8, priority=1)]
+
+    assert [g.replicas for g in share(asked, 6)] == [1, 5]
+
+
+def test_who_suffered_is_served_before_who_did_not():
+    asked = [Claim("a", 5, 80.0, 20.0, 8), Claim("b", 5, 80.0, 20.0, 8, suffered=0.5)]
+
+    assert [g.replicas for g in share(asked, 6)] == [1, 5]
