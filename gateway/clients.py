@@ -149,6 +149,8 @@ class ClientConnection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         self._head_came()
         super().connection_lost(exc)
+        # A body knows its connection: without this, only the garbage collector would free the two.
+        self._body = self._answered = self._lingering = None
 
     # --- its head ---
 
