@@ -140,7 +140,7 @@ class ClientConnection(web.RequestHandler):
             self._payload_parser.feed_eof()
             return True
         waits = bool(self._messages) or self._waiter is None
-        if not waits or (request is not None and not request.content.is_eof()) or self._upgraded:
+        if not waits or (request is not None and not request.content.is_eof()):
             return None
         self._keepalive = False
         self._loop.call_later(self._server.proxy.timeouts.half_closed_s, self._half_closed)
@@ -149,6 +149,8 @@ class ClientConnection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         self._head_came()
         super().connection_lost(exc)
+        # A body knows its connection: without this, only the garbage collector would free the two.
+        self._body = self._answered = self._lingering = None
 
     # --- its head ---
 

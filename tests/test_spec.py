@@ -20,6 +20,7 @@ from tangram.spec import (
     Fleet,
     Model,
     SpecError,
+    Traffic,
     explain_validation,
     load_documents,
     parse_documents,
@@ -132,6 +133,13 @@ def test_the_least_model_has_sensible_defaults() -> None:
     assert spec.slice.compute == 0
     assert spec.slice.memory.effective_limit == spec.slice.memory.request == 256
     assert spec.traffic.queue.max_memory == 64
+
+
+def test_an_alias_is_any_name_without_spaces() -> None:
+    assert Traffic(aliases=("meta-llama/Llama-3.1-8B", "my_model")).aliases[1] == "my_model"
+    for wrong in ("", "two words", "line\n", "ä", "x" * 201):
+        with pytest.raises(ValueError, match="aliases"):
+            Traffic(aliases=(wrong,))
 
 
 def test_a_slice_may_grow_to_its_limit() -> None:

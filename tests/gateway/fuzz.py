@@ -30,7 +30,8 @@ from gateway.timeouts import Timeouts
 
 from .conftest import Gateway, Truncated, reset
 
-PATIENCE_S = 10.0
+#: More than a server waits for the rest of a body that it has answered already.
+PATIENCE_S = 20.0
 #: Ends each stream: its answer says that all before it is done.
 LAST = b"GET /v2/health/live HTTP/1.1\r\nHost: last\r\nConnection: close\r\n\r\n"
 _VOLATILE = re.compile(rb"(?im)^(x-request-id|server-timing|date): [^\r]*\r\n")
