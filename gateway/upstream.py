@@ -80,6 +80,8 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._keepalive_s = _ASSUMED_KEEPALIVE_S
         self._failure: BaseException | None = None
+        self._ended = False
+        """Whether the other side has sent all that it will."""
         self._unread = 0
         self._reading_paused = False
         self._waiter: asyncio.Future[None] | None = None
@@ -112,6 +114,7 @@ class Connection(asyncio.Protocol):
         if self._sink is not None:
             self._sink.ended()
         elif self.idle_since is None and self._failure is None:
+            self._ended = True
             self._http.receive_data(b"")
             self._notify()
         return False
@@ -175,7 +178,9 @@ class Connection(asyncio.Protocol):
         try:
             event = self._http.next_event()
         except h11.RemoteProtocolError as error:
-            raise Broken(f"not a valid response: {error}") from error
+            # The parser's own words are for those who know the parser.
+            told = "the connection ended before a whole answer" if self._ended else "what came is not a valid answer"
+            raise Broken(told) from error
         if event is h11.NEED_DATA:
             self._unread = 0
             if self._failure is not None:

@@ -271,7 +271,8 @@ class ControlLoop:
         )
 
     def _cores(self, model: Model, replica: Replica) -> float:
-        bounded = convert.cores(model, replica, self.state.inventory)
+        device = next((d for d in self.state.inventory.devices if d.id == replica.placement.device), None)
+        bounded = convert.cores(device, model.spec.slice.compute) if device is not None else None
         return model.spec.resources.requests.cpu / 1000 if bounded is None else bounded
 
     def _plan(self, now: float) -> planner.Plan:
@@ -461,8 +462,7 @@ class ControlLoop:
             return
         try:
             model = entry.document(replica.revision)
-            cores = convert.cores(model, replica, self.state.inventory)
-            status = await self._backend.start(order(model, replica.name, replica.port, device, cores))
+            status = await self._backend.start(order(model, replica.name, replica.port, device))
         except StartError as error:
             self._start_errors[replica.name] = str(error)
             return

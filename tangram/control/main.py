@@ -198,8 +198,7 @@ async def _adopt(state: ControllerState, store: Store, backend: LocalBackend) ->
         if entry is None or device is None or replica.pid is None or replica.start_ticks is None:
             continue
         model = entry.document(replica.revision)
-        cores = convert.cores(model, replica, state.inventory)
-        again = order(model, replica.name, replica.port, device, cores)
+        again = order(model, replica.name, replica.port, device)
         records.append(InstanceRecord(again, replica.pid, replica.start_ticks, replica.started_at, replica.ready_at))
     found = await backend.adopt(records)
     backend.ports.reserve([r.port for r in recorded.values()])

@@ -211,8 +211,7 @@ def _health(model: Model) -> wire.Health:
     )
 
 
-def cores(model: Model, replica: Replica, inventory: Inventory) -> float | None:
-    """Host cores that stand for the compute of the replica's slice; None where nothing bounds it."""
-    compute = model.spec.slice.compute
-    label = next((d.labels.get(CORES_LABEL) for d in inventory.devices if d.id == replica.placement.device), None)
-    return compute / 100 * int(label) / 1000 if compute and label else None
+def cores(device: Device, compute: int) -> float | None:
+    """Host cores that `compute` percent of the device are; None (best effort) for 0 or where none are declared."""
+    declared = device.labels.get(CORES_LABEL)
+    return compute / 100 * int(declared) / 1000 if compute and declared is not None else None

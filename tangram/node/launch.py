@@ -16,8 +16,8 @@ from tangram.spec import Model, Runtime, RuntimeKind
 HOST: Final = "127.0.0.1"
 
 
-def order(model: Model, instance: str, port: int, device: Device, cpu_cores: float | None = None) -> StartOrder:
-    """What to start. `cpu_cores` is by default what the slice's mechanism makes of its compute percent.
+def order(model: Model, instance: str, port: int, device: Device) -> StartOrder:
+    """What to start; how many cores it may use is what the slice's mechanism makes of its compute percent.
 
     Raises StartError where the model cannot run as a process on this machine.
     """
@@ -44,7 +44,7 @@ def order(model: Model, instance: str, port: int, device: Device, cpu_cores: flo
         readiness_period_s=runtime.readiness.period_seconds,
         readiness_timeout_s=runtime.readiness.timeout_seconds,
         failure_threshold=runtime.readiness.failure_threshold,
-        cpu_cores=share.cpu_cores if cpu_cores is None else cpu_cores,
+        cpu_cores=share.cpu_cores,
     )
 
 

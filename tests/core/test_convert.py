@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -96,15 +95,6 @@ def test_the_gateway_is_told_when_a_model_is_set_to_none(fixed: int | None, most
     model = make_model(scaling={"maxReplicas": 9, "replicas": fixed})
     entry = convert.model_entry(model, [], expected_ready_s=None, unavailable="x")
     assert (entry.max_replicas, entry.unavailable) == (most, "x")
-
-
-def test_compute_stands_for_a_share_of_the_devices_cores(make_model: Any) -> None:
-    inventory = convert.inventory(FLEET)
-    replica = a_replica("digits-1", Phase.READY)
-    assert convert.cores(make_model(compute=20), replica, inventory) == pytest.approx(0.1)
-    assert convert.cores(make_model(compute=0), replica, inventory) is None
-    elsewhere = replace(replica, placement=replace(replica.placement, device="gone"))
-    assert convert.cores(make_model(compute=20), elsewhere, inventory) is None
 
 
 def test_absent_behavior_takes_the_defaults_and_given_rules_stay(make_model: Any) -> None:

@@ -79,10 +79,6 @@ def test_programs_of_our_own_environment_are_found_last(monkeypatch: pytest.Monk
     assert order(model(COMMAND), "a", 1, VIRTUAL).env["PATH"] == f"{own}:/bin"
 
 
-def test_the_caller_may_know_better_what_compute_is() -> None:
-    assert order(model(EMBEDDED, compute=25), "a", 1, VIRTUAL, cpu_cores=0.125).cpu_cores == 0.125
-
-
 def test_what_cannot_run_here_says_so() -> None:
     with pytest.raises(
         StartError, match=r"model digits: runtime\.image runs on Kubernetes only; give runtime\.command"

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from packer.inventory import Device
-from tangram.core.convert import CORES_LABEL
+from tangram.core.convert import CORES_LABEL, cores
 from tangram.node import mechanisms
 from tangram.node.backend import StartError
-from tangram.node.mechanisms.virtual import CpuGroups, cores, cpu_max, find_parent
+from tangram.node.mechanisms.virtual import CpuGroups, cpu_max, find_parent
 
 VIRTUAL = Device("node-a/gpu-0", "node-a", "virtual", 8192, labels={CORES_LABEL: "1500"})
 GPU = Device("GPU-1-2-3", "node-a", "NVIDIA H200", 143771, mechanisms=frozenset({"timeslice"}))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from packer.inventory import Device
-from tangram.core.convert import CORES_LABEL
+from tangram.core.convert import cores
 from tangram.node.mechanisms.slices import SliceSettings
 from tangram.node.processes import CPU_CORES
 
@@ -37,18 +37,10 @@ def settings(device: Device, compute: int) -> SliceSettings:
     return SliceSettings(cpu_cores=cores(device, compute))
 
 
-def cores(device: Device, compute: int) -> float | None:
-    """CPU cores that `compute` percent of the device are; None (best effort) for 0 or where none are declared."""
-    declared = device.labels.get(CORES_LABEL)
-    if not compute or declared is None:
-        return None
-    return compute / 100 * int(declared) / 1000
-
-
-def cpu_max(cores: float) -> str:
+def cpu_max(limit: float) -> str:
     """What to write to a cgroup's cpu.max: microseconds of CPU in how many microseconds."""
-    period = _PERIOD_US if cores * _PERIOD_US >= _LEAST_QUOTA_US else _LONG_PERIOD_US
-    return f"{max(_LEAST_QUOTA_US, round(cores * period))} {period}"
+    period = _PERIOD_US if limit * _PERIOD_US >= _LEAST_QUOTA_US else _LONG_PERIOD_US
+    return f"{max(_LEAST_QUOTA_US, round(limit * period))} {period}"
 
 
 def find_parent(mount: Path = _MOUNT, own: Path = Path("/proc/self/cgroup")) -> Path | None:
