@@ -39,7 +39,7 @@ from tangram.control.views import (
     WorkerView,
 )
 from tangram.control.wire_server import WireServer
-from tangram.core import convert, planner, rollout
+from tangram.core import convert, planner, plans, rollout
 from tangram.core.replica import Phase
 from tangram.node.backend import Backend
 from tangram.spec import Documents, Fleet, Model, SpecError, Tenant, parse_documents
@@ -290,7 +290,7 @@ class Controller:
             return
         before, after = entry.model.revision, model.revision
         if before != after:
-            entry.attempts = planner.Attempts()
+            entry.attempts = plans.Attempts()
             entry.rollout = rollout.follow(entry.rollout, before, after, model.spec.rollout, now, direct=direct)
             self._store.put_rollout(model.name, entry.rollout)
             entry.revisions = {r.revision: r.model for r in self._store.revisions(model.name)}

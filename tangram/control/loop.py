@@ -30,7 +30,7 @@ from tangram.control import present, rollouts
 from tangram.control.state import ControllerState, ModelState, free_slots
 from tangram.control.store import Store
 from tangram.control.views import EventView
-from tangram.core import convert, planner, rollout
+from tangram.core import convert, planner, plans, rollout
 from tangram.core.decision import decide
 from tangram.core.replica import Change, Observation, Phase, Replica, observe
 from tangram.node.backend import Backend, InstancePhase, InstanceStatus, StartError
@@ -159,7 +159,7 @@ class ControlLoop:
             self._unrecorded |= {n for n, r in planned.items() if state.replicas.get(n) != r}
             state.replicas = planned
         else:
-            outcome = planner.Plan()
+            outcome = plans.Plan()
         recorded = True
         try:
             self._record(outcome, events, now)
@@ -275,13 +275,13 @@ class ControlLoop:
         bounded = convert.cores(device, model.spec.slice.compute) if device is not None else None
         return model.spec.resources.requests.cpu / 1000 if bounded is None else bounded
 
-    def _plan(self, now: float) -> planner.Plan:
+    def _plan(self, now: float) -> plans.Plan:
         state = self.state
         replicas = tuple(sorted(state.replicas.values(), key=lambda r: (r.created_at, r.name)))
         drained = frozenset(r.name for r in replicas if r.phase is Phase.DRAINING and self._gateway.drained(r.name))
         while state.moves and now - state.moves[0] > HOUR_S:
             state.moves.popleft()
-        observed = planner.Observed(
+        observed = plans.Observed(
             replicas=replicas,
             drained=drained,
             attempts={n: m.attempts for n, m in state.models.items()},
@@ -296,7 +296,7 @@ class ControlLoop:
             self._next_tidy = now + TIDY_S
         desired = {n: want for n, m in state.models.items() if (want := rollouts.desired(m)) is not None}
         outcome = planner.plan(observed, desired, planner.ledger_of(state.inventory, replicas), now)
-        state.moves.extend(now for a in outcome.actions if isinstance(a, planner.Start) and a.moves)
+        state.moves.extend(now for a in outcome.actions if isinstance(a, plans.Start) and a.moves)
         for name, attempts in outcome.attempts.items():
             state.models[name].attempts = attempts
         return outcome
@@ -315,7 +315,7 @@ class ControlLoop:
 
     # --- record ---
 
-    def _record(self, outcome: planner.Plan, events: list[EventView], now: float) -> None:
+    def _record(self, outcome: plans.Plan, events: list[EventView], now: float) -> None:
         """Record the turn, and what an earlier turn could not. Raises sqlite3.Error."""
         state = self.state
         decisions = []
@@ -390,7 +390,7 @@ class ControlLoop:
 
     # --- publish ---
 
-    def _publish(self, outcome: planner.Plan, now: float) -> None:
+    def _publish(self, outcome: plans.Plan, now: float) -> None:
         state = self.state
         problems = verify(planner.ledger_of(state.inventory, list(state.replicas.values())).inventory())
         if problems and tuple(problems) != state.oversold:
@@ -416,7 +416,7 @@ class ControlLoop:
             return None
         return max(0.1, min(whole - (now - (r.started_at or r.since)) for r in starting))
 
-    def _unavailable(self, entry: ModelState, outcome: planner.Plan, now: float) -> str | None:
+    def _unavailable(self, entry: ModelState, outcome: plans.Plan, now: float) -> str | None:
         name = entry.model.name
         if self.state.count(name, Phase.READY, Phase.STARTING):
             return None
@@ -482,7 +482,7 @@ class ControlLoop:
         await self._backend.stop(replica.name, grace)
 
 
-def planner_refusals(outcome: planner.Plan, model: str) -> tuple[str, ...]:
+def planner_refusals(outcome: plans.Plan, model: str) -> tuple[str, ...]:
     """What stands in the way of a model, in words that do not change while it stands."""
     standing = tuple(dict.fromkeys(str(r) for r in outcome.refusals.get(model, ())))
     return (*standing, *(["waiting"] if model in outcome.waiting else []))

@@ -7,7 +7,7 @@ import logging
 from tangram.control.state import ControllerState, ModelState
 from tangram.control.store import Store
 from tangram.control.views import EventView
-from tangram.core import planner, rollout
+from tangram.core import plans, rollout
 from tangram.core.replica import Phase
 from tangram.core.rollout import Rollout, Seen, Stage
 
@@ -52,7 +52,7 @@ def advance(state: ControllerState, store: Store, now: float) -> None:
             log.info("%s: %s", name, told)
 
 
-def desired(entry: ModelState) -> planner.Desired | None:
+def desired(entry: ModelState) -> plans.Desired | None:
     """What the planner is asked for; None before anything is recommended."""
     if entry.recommendation is None:
         return None
@@ -61,7 +61,7 @@ def desired(entry: ModelState) -> planner.Desired | None:
     if running is not None and running.revision == entry.model.revision:
         canary = rollout.canary_count(running, terms, count)
         stable = entry.revisions.get(running.former) if canary else None
-    return planner.Desired(entry.model, count, entry.recommendation.signal, canary, stable)
+    return plans.Desired(entry.model, count, entry.recommendation.signal, canary, stable)
 
 
 def _roll_back(entry: ModelState, store: Store, ended: Rollout, now: float) -> None:
@@ -69,7 +69,7 @@ def _roll_back(entry: ModelState, store: Store, ended: Rollout, now: float) -> N
     if former is None:
         return
     entry.model = rollout.restored(entry.model, former)
-    entry.attempts, entry.changed = planner.Attempts(), True
+    entry.attempts, entry.changed = plans.Attempts(), True
     store.fail_revision(entry.model.name, ended.revision, ended.message)
     store.put_model(entry.model, now)
     store.put_revision(entry.model, now)

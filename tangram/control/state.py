@@ -13,7 +13,7 @@ from packer.inventory import Inventory
 from tangram.core.decision import Decision
 from tangram.core.demand import DemandTracker
 from tangram.core.outcomes import OutcomeTracker
-from tangram.core.planner import Attempts
+from tangram.core.plans import Attempts
 from tangram.core.replica import Phase, Replica
 from tangram.core.rollout import Rollout
 from tangram.node.backend import InstanceStatus

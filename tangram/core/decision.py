@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from autoscaler.types import Recommendation
 from packer.inventory import Placement
-from tangram.core.planner import Action, Drain, Plan, Start, Stop, Undrain
+from tangram.core.plans import Action, Drain, Plan, Start, Stop, Undrain
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from autoscaler.types import Recommendation
 from packer.inventory import ClassRefusal, NoFit, Placement, SliceRequest
 from tangram.core.decision import decide
-from tangram.core.planner import Drain, Plan, Start, Stop, Undrain
+from tangram.core.plans import Drain, Plan, Start, Stop, Undrain
 from tangram.core.replica import Replica
 
 REQUEST = SliceRequest("m-2", "m", 100)

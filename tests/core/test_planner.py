@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from packer.inventory import Device, Inventory, Node
 from packer.verify import verify
 from tangram.core import planner
-from tangram.core.planner import Attempts, Desired, Drain, Observed, Plan, Start, Stop, Undrain, apply, ledger_of, plan
+from tangram.core.planner import apply, ledger_of, plan
+from tangram.core.plans import Attempts, Desired, Drain, Observed, Plan, Start, Stop, Undrain
 from tangram.core.replica import Observation, Phase, Replica, observe
 from tangram.spec import Model
 

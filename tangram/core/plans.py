@@ -1,0 +1,119 @@
+"""The planner's nouns: what it is shown, what is wanted, and the actions it answers with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from packer.inventory import NoFit
+from packer.mix import Mix
+from tangram.core.replica import Replica
+from tangram.spec import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start a process for the replica: a new one, or a crashed one again. One that `replaces` another is a move."""
+
+    replica: Replica
+    why: str
+    again: bool = False
+
+    @property
+    def moves(self) -> bool:
+        """Whether it begins a move."""
+        return bool(self.replica.replaces) and not self.again
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Send nothing new to the replica; stop it when nothing is in flight."""
+
+    replica: str
+    model: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Undrain:
+    """Let a draining replica take requests again."""
+
+    replica: str
+    model: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the replica's process."""
+
+    replica: str
+    model: str
+    why: str
+
+
+Action = Start | Drain | Undrain | Stop
+
+
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """What failed starts have taught of a model."""
+
+    failed: int = 0
+    """Starts in a row that passed their progress deadline."""
+    failed_at: float = 0.0
+    retry_at: float = 0.0
+    avoid: Mapping[str, float] = field(default_factory=dict)
+    """Device id -> until when it is avoided."""
+    searched: int = 0
+    """What lay where, as a hash, when moves were last searched for in vain: the search need not be repeated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """The world as last seen."""
+
+    replicas: tuple[Replica, ...]
+    drained: frozenset[str] = frozenset()
+    """Draining replicas for which every gateway worker has confirmed that nothing is in flight."""
+    attempts: Mapping[str, Attempts] = field(default_factory=dict)
+    next_ordinal: Mapping[str, int] = field(default_factory=dict)
+    """Model -> number in the name of its next replica; never given twice."""
+    moves_lately: int = 0
+    """Moves begun in the last hour."""
+    mix: Mix | None = None
+    """The demand to expect, by which places are chosen."""
+    tidy: bool = False
+    """Whether it is time to look for moves that leave more useful room."""
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """What one model should have; a model that is not desired is removed."""
+
+    model: Model
+    count: int
+    because: str = ""
+    """What decided the count, for the actions' reasons."""
+    canary: int = 0
+    """Replicas of `model`'s revision while `stable` holds the count; 0: no canary is held."""
+    stable: Model | None = None
+    """The model as it was before, while a canary is held."""
+
+    @property
+    def wanted(self) -> str:
+        """The count in words."""
+        return f"{self.count} wanted" + (f" ({self.because})" if self.because else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Ordered actions, and what could not be done."""
+
+    actions: tuple[Action, ...] = ()
+    refusals: Mapping[str, tuple[NoFit, ...]] = field(default_factory=dict)
+    """Model -> replicas that were wanted and found no place."""
+    waiting: Mapping[str, str] = field(default_factory=dict)
+    """Model -> why nothing is started at present though more is wanted."""
+    attempts: Mapping[str, Attempts] = field(default_factory=dict)
+    """Changed entries only."""
