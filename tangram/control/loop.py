@@ -22,11 +22,12 @@ from dataclasses import replace
 from typing import Final, Protocol
 
 from autoscaler.policy import recommend
-from autoscaler.types import Sample, Supply
+from autoscaler.types import Sample
 from gateway.wire import ModelEntry
 from packer.inventory import NoFit
 from packer.verify import verify
 from tangram.control import present, rollouts
+from tangram.control.measure import measure_model, supply_of
 from tangram.control.state import ControllerState, ModelState, free_slots
 from tangram.control.store import Store
 from tangram.control.views import EventView
@@ -35,7 +36,6 @@ from tangram.core.decision import decide
 from tangram.core.replica import Change, Observation, Phase, Replica, observe
 from tangram.node.backend import Backend, InstancePhase, InstanceStatus, StartError
 from tangram.node.launch import order
-from tangram.spec import Mechanism, Model
 
 log = logging.getLogger("tangram.loop")
 
@@ -222,58 +222,11 @@ class ControlLoop:
         for entry in self.state.models.values():
             if not measure and not entry.woken and not entry.changed and entry.recommendation is not None:
                 continue
-            sample = self._sample(entry, monotonic) if measure else Sample(dt=0.0, arrivals=0, wake=entry.woken)
-            supply = self._supply(entry)
+            seen = measure_model(self.state, entry, monotonic) if measure else Sample(0.0, 0, wake=entry.woken)
+            supply = supply_of(self.state, entry)
             policy = convert.scaling_policy(entry.model)
-            entry.recommendation, entry.policy_state = recommend(policy, supply, sample, entry.policy_state, monotonic)
+            entry.recommendation, entry.policy_state = recommend(policy, supply, seen, entry.policy_state, monotonic)
             entry.woken = entry.changed = False
-
-    def _supply(self, entry: ModelState) -> Supply:
-        name = entry.model.name
-        ready = self.state.count(name, Phase.READY)
-        starting = self.state.count(name, Phase.STARTING, Phase.CRASHED, Phase.UNREADY)
-        revisions = {r.revision for r in self.state.of_model(name) if r.live}
-        if revisions - {entry.model.revision} and entry.recommendation is not None:
-            # The one more that exists while a revision is rolled in is a replacement and not a wish for more.
-            ready = min(ready, entry.recommendation.replicas)
-            starting = min(starting, entry.recommendation.replicas - ready)
-        return Supply(
-            ready=ready,
-            starting=starting,
-            draining=self.state.count(name, Phase.DRAINING),
-            expected_ready_s=entry.expected_start_s,
-        )
-
-    def _sample(self, entry: ModelState, monotonic: float) -> Sample:
-        measured = self.state.demand.take(entry.model.name, monotonic)
-        ready = [
-            (r, status)
-            for r in self.state.of_model(entry.model.name)
-            if r.phase is Phase.READY and (status := self.state.statuses.get(r.name)) is not None
-        ]
-        cpu = [_share(s.cpu_percent, self._cores(entry.model, r)) for r, s in ready]
-        host = entry.model.spec.resources.requests.memory
-        on_device = entry.model.spec.slice.mechanism is Mechanism.VIRTUAL
-        wanted = entry.model.spec.slice.memory.request if on_device else 0
-        memory = [_share(s.memory_mib, host) for _, s in ready]
-        device_memory = [_share(s.memory_mib, wanted) for _, s in ready]
-        return Sample(
-            dt=measured.dt,
-            arrivals=measured.arrivals,
-            completions=measured.completions,
-            in_flight=measured.in_flight,
-            queued=measured.queued,
-            queued_now=measured.queued_now,
-            cpu=tuple(c for c in cpu if c is not None),
-            memory=tuple(m * 100 for m in memory if m is not None),
-            device_memory=tuple(m * 100 for m in device_memory if m is not None),
-            wake=entry.woken,
-        )
-
-    def _cores(self, model: Model, replica: Replica) -> float:
-        device = next((d for d in self.state.inventory.devices if d.id == replica.placement.device), None)
-        bounded = convert.cores(device, model.spec.slice.compute) if device is not None else None
-        return model.spec.resources.requests.cpu / 1000 if bounded is None else bounded
 
     def _plan(self, now: float) -> plans.Plan:
         state = self.state
@@ -502,7 +455,3 @@ def _observation(status: InstanceStatus) -> Observation:
 
 def _event(replica: Replica, change: Change, now: float) -> EventView:
     return EventView(at=now, model=replica.model, replica=replica.name, reason=change.reason, message=change.message)
-
-
-def _share(value: float | None, of: float) -> float | None:
-    return None if value is None or of <= 0 else value / of

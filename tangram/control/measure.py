@@ -1,0 +1,65 @@
+"""What the autoscaler is shown of a model: its replicas as supply, and a sample of what was measured."""
+
+from __future__ import annotations
+
+from autoscaler.types import Sample, Supply
+from tangram.control.state import ControllerState, ModelState
+from tangram.core import convert
+from tangram.core.replica import Phase, Replica
+from tangram.spec import Mechanism, Model
+
+
+def supply_of(state: ControllerState, entry: ModelState) -> Supply:
+    """Replicas of the model as the autoscaler counts them."""
+    name = entry.model.name
+    ready = state.count(name, Phase.READY)
+    starting = state.count(name, Phase.STARTING, Phase.CRASHED, Phase.UNREADY)
+    revisions = {r.revision for r in state.of_model(name) if r.live}
+    if revisions - {entry.model.revision} and entry.recommendation is not None:
+        # The one more that exists while a revision is rolled in is a replacement and not a wish for more.
+        ready = min(ready, entry.recommendation.replicas)
+        starting = min(starting, entry.recommendation.replicas - ready)
+    return Supply(
+        ready=ready,
+        starting=starting,
+        draining=state.count(name, Phase.DRAINING),
+        expected_ready_s=entry.expected_start_s,
+    )
+
+
+def measure_model(state: ControllerState, entry: ModelState, monotonic: float) -> Sample:
+    """What was measured of the model since it was last asked: the gateway's figures and those of its ready replicas."""
+    measured = state.demand.take(entry.model.name, monotonic)
+    ready = [
+        (r, status)
+        for r in state.of_model(entry.model.name)
+        if r.phase is Phase.READY and (status := state.statuses.get(r.name)) is not None
+    ]
+    cpu = [_share(s.cpu_percent, _cores(state, entry.model, r)) for r, s in ready]
+    host = entry.model.spec.resources.requests.memory
+    on_device = entry.model.spec.slice.mechanism is Mechanism.VIRTUAL
+    wanted = entry.model.spec.slice.memory.request if on_device else 0
+    memory = [_share(s.memory_mib, host) for _, s in ready]
+    device_memory = [_share(s.memory_mib, wanted) for _, s in ready]
+    return Sample(
+        dt=measured.dt,
+        arrivals=measured.arrivals,
+        completions=measured.completions,
+        in_flight=measured.in_flight,
+        queued=measured.queued,
+        queued_now=measured.queued_now,
+        cpu=tuple(c for c in cpu if c is not None),
+        memory=tuple(m * 100 for m in memory if m is not None),
+        device_memory=tuple(m * 100 for m in device_memory if m is not None),
+        wake=entry.woken,
+    )
+
+
+def _cores(state: ControllerState, model: Model, replica: Replica) -> float:
+    device = next((d for d in state.inventory.devices if d.id == replica.placement.device), None)
+    bounded = convert.cores(device, model.spec.slice.compute) if device is not None else None
+    return model.spec.resources.requests.cpu / 1000 if bounded is None else bounded
+
+
+def _share(value: float | None, of: float) -> float | None:
+    return None if value is None or of <= 0 else value / of
