@@ -273,6 +273,16 @@ class Engine:
         column.unknown[node] = False
         return Spot(node, self.devices_for(column, node))
 
+    def weigh(self, shape: Shape, node: int, devices: Collection[int]) -> tuple[float, Spot]:
+        """(cost, spot) of the best of these devices of the node, on all of which the shape fits."""
+        column = self.refresh(shape)
+        able = np.zeros((1, self.level.shape[1]), bool)
+        able[0, list(devices)] = True
+        cost, device = self.policy.evaluate(self, column, np.array([node]), able)
+        if shape.devices > 1:
+            return float(cost[0]), Spot(node, self._fullest(shape, node, able[0]))
+        return float(cost[0]), Spot(node, (int(device[0]),) if shape.devices else ())
+
     def _evaluate(self, column: Column, nodes: Array, devices: Array) -> None:
         if len(nodes):
             column.old[nodes] = False
@@ -286,8 +296,10 @@ class Engine:
         if shape.devices == 1:
             return (int(column.device[node]),)
         _, fits = self.fits(column, np.array([node]))
-        able = fits[0].nonzero()[0]
-        order = sorted(able, key=lambda d: (self.level[node, d], self.device_sig[node, d], d))
+        return self._fullest(shape, node, fits[0])
+
+    def _fullest(self, shape: Shape, node: int, able: Array) -> tuple[int, ...]:
+        order = sorted(able.nonzero()[0], key=lambda d: (self.level[node, d], self.device_sig[node, d], d))
         return tuple(int(d) for d in sorted(order[: shape.devices]))
 
     def take(self, shape: Shape, spot: Spot, key: int) -> None:

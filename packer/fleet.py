@@ -104,6 +104,9 @@ class Fleet:
     def best_move(self, weighed: int) -> tuple[float, tuple[int, Spot]] | None:
         """(gain, (mover, target)) of the move that gains most; None where nobody may move.
 
+        The gain is the cost of the mover's place as if it were placed there now, less that of its new one, which may be
+        on another node without a sibling or on another device of its own node without one.
+
         Movers on the emptiest nodes are weighed, at most so many: those whose leaving frees most.
         """
         engine = self.engine
@@ -116,16 +119,35 @@ class Fleet:
             held = self._group_on_node.get(request.group, Counter())
             shut = {i for i, n in held.items() if n > 0} | {source} if self._spread else {source}
             shut |= {self._index[d][0] for d in request.avoid if d in self._index}
+            # Both slices are held for a while: what fits beside counts the mover where it lies.
+            beside = self._beside(request, tenant)
             self.tenants.leave(tenant.key)
-            target = engine.best(tenant.shape, shut)
-            if target is not None:
-                column = engine.refresh(tenant.shape)
-                engine.spot_on(tenant.shape, source)
-                gain = float(column.cost[source] - column.cost[target.node])
-                if best is None or gain > best[0]:
-                    best = gain, (tenant.key, target)
+            here, _ = engine.weigh(tenant.shape, source, tenant.spot.devices)
+            options = []
+            if (elsewhere := engine.best(tenant.shape, shut)) is not None:
+                options.append((float(engine.refresh(tenant.shape).cost[elsewhere.node]), elsewhere))
+            if len(beside) >= tenant.shape.devices:
+                options.append(engine.weigh(tenant.shape, source, beside))
             self.tenants.put(tenant)
+            if options:
+                there, target = min(options, key=lambda option: option[0])
+                if best is None or here - there > best[0]:
+                    best = here - there, (tenant.key, target)
         return best
+
+    def _beside(self, request: SliceRequest, tenant: Tenant) -> list[int]:
+        """Devices of the mover's own node that could take its sibling while it is still there, spread kept."""
+        source = tenant.spot.node
+        nodes, fits = self.engine.fits(self.engine.column(tenant.shape), np.array([source]))
+        if not len(nodes) or not tenant.shape.devices:
+            return []
+        return [
+            int(j)
+            for j in fits[0].nonzero()[0]
+            if j not in tenant.spot.devices
+            and self.devices[source][j].id not in request.avoid
+            and not (self._spread and self._group_on_device[request.group, source, int(j)])
+        ]
 
     def carry_out(self, move: tuple[int, Spot]) -> Move:
         """Make before break."""
