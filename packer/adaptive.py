@@ -24,12 +24,13 @@ Scarcity is looked at again as the fleet fills; costs are recomputed only when a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from packer.engine import Column, Engine
+from packer.engine import Column, Engine, accepts, share
 from packer.mix import Mix, Shape
 from packer.prices import opportunity_prices
 
@@ -45,6 +46,10 @@ _STRUCTURAL_FROM: Final = 0.5
 _LOOK_EVERY: Final = 100
 """Changes of the fleet between two looks at scarcity."""
 _NOTABLE: Final = 0.3
+_PLENTY: Final = 1e6
+_TABLE: Final = 1 << 22
+"""Numbers in the table of hosts, above which they are summed up anew each time."""
+_NONE: Final = np.iinfo(np.int64).max
 
 
 class Adaptive:
@@ -83,50 +88,53 @@ class Adaptive:
                 groups[key] = len(firsts)
                 firsts.append(s)
             member.append(groups[key])
+        # Groups that need several devices of a node come first: only of those it matters whether enough fit.
+        ranks = sorted(range(len(firsts)), key=lambda g: firsts[g].devices < 2)
+        firsts = [firsts[g] for g in ranks]
+        place = {g: i for i, g in enumerate(ranks)}
+        member = [place.get(g, -1) for g in member]
         count = len(firsts)
-        self._group = np.array([count if g < 0 else g for g in member])
-        self._need = np.array([max(1, s.devices) for s in firsts] + [1], np.float32)
-        self._several = (self._need[:count] > 1).nonzero()[0]
-        self._cpu = np.array([max(s.cpu_milli, 1) for s in mix.shapes], np.float32)
-        self._ram = np.array([max(s.host_memory_mib, 1) for s in mix.shapes], np.float32)
-        self._cpu_asked = np.array([s.cpu_milli for s in mix.shapes], np.int64)
-        self._ram_asked = np.array([s.host_memory_mib for s in mix.shapes], np.int64)
+        group = np.array([count if g < 0 else g for g in member])
+        self._need = np.array([s.devices for s in firsts if s.devices > 1], np.float32)
+        self._several = sum(s.devices > 1 for s in firsts)
         self._size = np.array([s.compute * s.devices for s in mix.shapes], np.float32)
-        self._member_weight = np.zeros((len(mix.shapes), count), np.float32)
+        member_weight = np.zeros((len(mix.shapes), count), np.float32)
         for i, g in enumerate(member):
             if g >= 0:
-                self._member_weight[i, g] = self._weight[i]
-        self._tabulate(engine, firsts)
+                member_weight[i, g] = self._weight[i]
+        self._hosting = _Hosting(mix, member_weight)
+        self._usable = slice(len(_CORE_PRICES), len(_CORE_PRICES) + count)
+        number = self._tabulate(engine, firsts)
+        self._all = _Spots(mix.shapes, number[:, group])
         nodes = len(engine.cpu)
-        self._worth = np.zeros((nodes, len(_CORE_PRICES)), np.float32)
+        self._sums = np.zeros((nodes, self._table.shape[1]), np.float32)
         self._value = np.zeros(nodes, np.float32)
-        self._usable = np.zeros((nodes, count), np.float32)
-        self._number = np.zeros((nodes, count + 1), np.float32)
         self._useful = np.zeros(nodes, np.float32)
         self._spots = np.zeros((nodes, len(mix.shapes)), np.float32)
-        self._seen = -1
+        self._after: dict[int, Array] = {}
+        self._seen = self._counted = -1
         self._looked = -_LOOK_EVERY
         self._dear = np.zeros(len(mix.shapes), np.float32)
-        self._acute = np.zeros(0, np.int64)
-        self._sync(engine)
+        self._acute: _Acute | None = None
 
-    def _tabulate(self, engine: Engine, firsts: list[Shape]) -> None:
-        kinds = len(engine.kinds)
-        count = len(firsts)
+    def _tabulate(self, engine: Engine, firsts: list[Shape]) -> Array:
+        """How many of each group would fit a device of each kind at each level; one more group asks for no device.
+
+        Sets `_table`, by engine state like the answer: the device's worth at each price of a core, what each group can
+        use of it, and how many of each group of several would fit.
+        """
+        kinds, count, prices = len(engine.kinds), len(firsts), len(_CORE_PRICES)
         levels = np.arange(101)
-        self._worth_of = np.zeros(((kinds + 1) * 101, len(_CORE_PRICES)), np.float32)
-        self._usable_of = np.zeros(((kinds + 1) * 101, count), np.float32)
-        self._number_of = np.zeros(((kinds + 1) * 101, count + 1), np.float32)
-        columns = [engine.column(s) for s in self.mix.shapes]
-        for k in range(kinds):
-            n, d = (x[0] for x in (engine.kind == k).nonzero())
-            net = np.zeros((102, len(_CORE_PRICES)), np.float32)
-            for column, price in zip(columns, self._price, strict=True):
-                s = column.shape
-                if s.devices and column.allowed[n, d]:
-                    size = min(int(column.size[n, d]), 101)
+        self._table = np.zeros(((kinds + 1) * 101, prices + count + self._several), np.float32)
+        number = np.zeros(((kinds + 1) * 101, count + 1), np.float32)
+        number[:, count] = _PLENTY
+        for k, bay in enumerate(engine.kinds):
+            net = np.zeros((102, prices), np.float32)
+            for s, price in zip(self.mix.shapes, self._price, strict=True):
+                if s.devices and accepts(bay, s):
+                    size = share(bay, s)
                     net[size] = np.maximum(net[size], (price - _CORE_PRICES * s.cpu_milli / 1000) / s.devices)
-            worth = np.zeros((101, len(_CORE_PRICES)), np.float32)
+            worth = np.zeros((101, prices), np.float32)
             sizes = [z for z in range(1, 101) if net[z].max() > 0]
             for level in range(1, 101):
                 row = worth[level - 1]
@@ -136,64 +144,76 @@ class Adaptive:
                     row = np.maximum(row, worth[level - z] + net[z])
                 worth[level] = row
             block = slice(k * 101, (k + 1) * 101)
-            self._worth_of[block] = worth
+            self._table[block, :prices] = worth
             for g, s in enumerate(firsts):
-                column = engine.column(s)
-                if column.allowed[n, d] and column.size[n, d] <= 100:
-                    size = int(column.size[n, d])
-                    self._usable_of[block, g] = np.where(levels >= size, levels, 0)
-                    self._number_of[block, g] = levels // size
-        self._base = np.where(engine.kind < 0, kinds, engine.kind).astype(np.int64) * 101
+                if accepts(bay, s) and (size := share(bay, s)) <= 100:
+                    self._table[block, prices + g] = np.where(levels >= size, levels, 0)
+                    number[block, g] = levels // size
+        self._table[:, prices + count :] = number[:, : self._several]
+        return number
 
     def _sync(self, engine: Engine) -> None:
         """Bring what is kept of each node up to date."""
-        nodes = engine.changed(self._seen)
-        if nodes is None:
+        if self._seen == engine.version:
             return
+        nodes = engine.changed(self._seen)
         self._seen = engine.version
-        at = self._base[nodes] + engine.level[nodes]
-        cpu, ram = engine.cpu[nodes], engine.ram[nodes]
-        self._worth[nodes] = worth = self._worth_of[at].sum(1)
-        self._value[nodes] = (worth + cpu[:, None].astype(np.float32) / 1000 * _CORE_PRICES).min(1)
-        self._usable[nodes] = usable = self._usable_of[at].sum(1)
-        self._number[nodes] = number = self._number_of[at].sum(1)
-        self._useful[nodes] = (self._hosted(cpu, ram) * self._enough(usable, number)).sum(1)
-        self._spots[nodes] = np.minimum(self._hosts(cpu, ram), self._device_spots(number)[:, self._group])
+        self._sums[nodes] = sums = self._table[engine.state[nodes]].sum(1)
+        cpu = engine.cpu[nodes]
+        core = cpu[:, None].astype(np.float32) / 1000 * _CORE_PRICES
+        core += sums[:, : len(_CORE_PRICES)]
+        self._value[nodes] = core.min(1)
+        self._useful[nodes] = self._usefulness(self._hosting.weights(cpu, engine.ram[nodes]), sums)
+        if self._acute is not None:
+            self._acute.sync(engine, nodes)
 
-    def _hosted(self, cpu: Array, ram: Array) -> Array:
-        enough = (cpu[:, None] >= self._cpu_asked) & (ram[:, None] >= self._ram_asked)
-        return enough.astype(np.float32) @ self._member_weight
+    def _usefulness(self, weights: Array, sums: Array) -> Array:
+        """Expected use of nodes with these sums of the table, which are spoilt."""
+        usable = sums[:, self._usable]
+        if self._several:
+            usable[:, : self._several] *= sums[:, self._usable.stop :] >= self._need
+        usable *= weights
+        return np.asarray(usable.sum(1))
 
-    def _enough(self, usable: Array, number: Array) -> Array:
-        if len(self._several):
-            short = number[:, self._several] < self._need[self._several]
-            usable = usable.copy()
-            usable[:, self._several] = np.where(short, 0, usable[:, self._several])
-        return usable
+    def _count(self, engine: Engine) -> None:
+        """Bring the number of spots for each shape up to date."""
+        if self._counted == engine.version:
+            return
+        nodes = engine.changed(self._counted)
+        self._counted = engine.version
+        self._spots[nodes] = self._all.spots(
+            engine.cpu[nodes], engine.ram[nodes], self._all.number[engine.state[nodes]].sum(1)
+        )
 
-    def _hosts(self, cpu: Array, ram: Array) -> Array:
-        return np.minimum(np.floor(cpu[:, None] / self._cpu), np.floor(ram[:, None] / self._ram))
-
-    def _device_spots(self, number: Array) -> Array:
-        spots = np.floor(number / self._need)
-        spots[:, -1] = 1e6
-        return spots
+    def _states_after(self, engine: Engine, column: Column) -> Array:
+        """The state of a device of each state once the shape lies there."""
+        known = self._after.get(column.index)
+        if known is None:
+            sizes = np.array([*(share(kind, column.shape) for kind in engine.kinds), 0])[:, None]
+            levels = np.maximum(np.arange(101) - sizes, 0)
+            known = self._after[column.index] = (np.arange(len(sizes))[:, None] * 101 + levels).ravel()
+        return known
 
     def _look(self, engine: Engine) -> None:
         """Reprice scarce spots; where that changes much, every cost is computed anew."""
         self._looked = engine.version
+        self._count(engine)
         spots = self._spots.sum(0)
         coming = self._weight * float(self._value.sum()) / self._mean
         ratio = (coming + 2 * np.sqrt(coming)) / np.maximum(spots, 0.5)
         free = float(engine.level.sum())
         host = float(engine.cpu.sum())
-        held = np.where(self._size > 0, spots * self._size / max(free, 1.0), spots * self._cpu / max(host, 1.0))
+        held = np.where(self._size > 0, spots * self._size / max(free, 1.0), spots * self._all.cpu / max(host, 1.0))
         structural = np.maximum(0, (1 - np.minimum(1, held) - self.structural) / (1 - self.structural))
         dear = self.scarcity * self._price * np.minimum(ratio, 3.0) ** self.power * structural
         dear[(ratio < _SCARCE_FROM) | (spots < 1)] = 0
         if np.any(np.abs(dear - self._dear) > _NOTABLE * np.maximum(dear, self._dear) + 0.5):
             self._dear = dear.astype(np.float32)
-            self._acute = self._dear.nonzero()[0]
+            acute = self._dear.nonzero()[0]
+            self._acute = None
+            if len(acute):
+                self._acute = _Acute([self.mix.shapes[i] for i in acute], self._all.number[:, acute], self._dear[acute])
+                self._acute.sync(engine, np.arange(len(engine.cpu)))
             engine.reprice()
 
     # --- the policy ---
@@ -208,60 +228,116 @@ class Adaptive:
         shape = column.shape
         cpu, ram = engine.cpu[nodes] - shape.cpu_milli, engine.ram[nodes] - shape.host_memory_mib
         core = cpu[:, None].astype(np.float32) / 1000 * _CORE_PRICES
-        level = engine.level[nodes]
-        if shape.devices == 1:
-            rows, devices = _distinct(level, fits).nonzero()
-            before = self._base[nodes[rows], devices] + level[rows, devices]
-            taken = np.minimum(column.size[nodes[rows], devices], level[rows, devices])
-            at = nodes[rows]
-            worth = self._worth[at] - self._worth_of[before] + self._worth_of[before - taken]
-            usable = self._usable[at] - self._usable_of[before] + self._usable_of[before - taken]
-            number = self._number[at] - self._number_of[before] + self._number_of[before - taken]
-        else:
-            rows = np.arange(len(nodes))
-            left = level
-            if shape.devices:
-                order = np.argsort(np.where(fits, level, 127), axis=1, kind="stable")[:, : shape.devices]
-                left = level.copy()
-                rest = np.take_along_axis(level, order, 1) - np.take_along_axis(column.size[nodes], order, 1)
-                np.put_along_axis(left, order, np.maximum(rest, 0), 1)
-            at = self._base[nodes] + left
-            worth, usable, number = self._worth_of[at].sum(1), self._usable_of[at].sum(1), self._number_of[at].sum(1)
-            at = nodes
-        cost = self._value[at] - (worth + core[rows]).min(1)
-        useful = (self._hosted(cpu, ram)[rows] * self._enough(usable, number)).sum(1)
-        cost += self.gradient * (self._useful[at] - useful)
-        if len(self._acute):
-            acute = self._acute
-            hosts = np.minimum(np.floor(cpu[:, None] / self._cpu[acute]), np.floor(ram[:, None] / self._ram[acute]))
-            group = self._group[acute]
-            spots = np.floor(number[:, group] / self._need[group])
-            spots[:, group == len(self._need) - 1] = 1e6
-            cost += (self._spots[at][:, acute] - np.minimum(hosts[rows], spots)) @ self._dear[acute]
+        weights = self._hosting.weights(cpu, ram)
         stays = self.concentration * (engine.free[nodes] + cpu / 1000)
-        cost = np.round(cost.astype(np.float64) + stays[rows], 4)
-        if shape.devices != 1:
+        after = self._states_after(engine, column)
+        at, states = nodes, None
+        if shape.devices == 1:
+            rows, devices = fits.nonzero()
+            at = nodes[rows]
+            before = engine.state[at, devices]
+            states = before, after[before]
+            sums = self._sums[at]
+            sums -= self._table.take(before, 0)
+            sums += self._table.take(states[1], 0)
+            core, weights, stays = core[rows], weights[rows], stays[rows]
+        elif shape.devices:
+            left = engine.state[nodes]
+            order = np.argsort(np.where(fits, engine.level[nodes], 127), axis=1, kind="stable")[:, : shape.devices]
+            np.put_along_axis(left, order, after[np.take_along_axis(left, order, 1)], 1)
+            sums = self._table[left].sum(1)
+        else:
+            sums = self._sums[nodes]
+        core += sums[:, : len(_CORE_PRICES)]
+        cost = self._value[at] - core.min(1)
+        cost += self.gradient * (self._useful[at] - self._usefulness(weights, sums))
+        if (acute := self._acute) is not None:
+            if states is not None:
+                number = acute.numbers[at]
+                number -= acute.number.take(states[0], 0)
+                number += acute.number.take(states[1], 0)
+                hosts = acute.hosts(cpu, ram)[rows]
+            else:
+                number = acute.number[left].sum(1) if shape.devices else acute.numbers[nodes]
+                hosts = acute.hosts(cpu, ram)
+            cost += acute.lost(at, hosts, number)
+        cost = np.round(cost.astype(np.float64) + stays, 4)
+        if states is None:
             return cost, np.zeros(len(nodes), np.int8)
-        grid = np.full(level.shape, np.inf)
+        grid = np.full(fits.shape, np.inf)
         grid[rows, devices] = cost
-        return _twins(engine, nodes, grid, level, fits, column)
+        least = grid.min(1)
+        # Of devices that cost the same the fullest, then the one of the least signature.
+        return least, np.where(grid == least[:, None], engine.device_key[nodes], _NONE).argmin(1)
 
 
-def _distinct(level: Array, fits: Array) -> Array:
-    """The devices to look at: of those alike in level on one node, one."""
-    seen = fits.copy()
-    for d in range(1, level.shape[1]):
-        alike = (level[:, :d] == level[:, d : d + 1]) & fits[:, :d]
-        seen[:, d] &= ~alike.any(1)
-    return seen
+class _Hosting:
+    """How much of the mix a host with so much CPU and memory left could take: weights of its groups."""
+
+    def __init__(self, mix: Mix, member_weight: Array) -> None:
+        self._cpu_asked = np.array([s.cpu_milli for s in mix.shapes], np.int64)
+        self._ram_asked = np.array([s.host_memory_mib for s in mix.shapes], np.int64)
+        self._member_weight = member_weight
+        self._cpu_steps, self._ram_steps = np.unique(self._cpu_asked), np.unique(self._ram_asked)
+        self._width = len(self._ram_steps) + 1
+        self._table: Array | None = None
+        if (len(self._cpu_steps) + 1) * self._width * member_weight.shape[1] <= _TABLE:
+            cpu = np.concatenate([[-1], self._cpu_steps])
+            ram = np.concatenate([[-1], self._ram_steps])
+            self._table = self._sum(np.repeat(cpu, self._width), np.tile(ram, len(cpu)))
+
+    def weights(self, cpu: Array, ram: Array) -> Array:
+        """float32[n, G]."""
+        if self._table is None:
+            return self._sum(cpu, ram)
+        row = self._cpu_steps.searchsorted(cpu, "right") * self._width + self._ram_steps.searchsorted(ram, "right")
+        return np.asarray(self._table.take(row, 0))
+
+    def _sum(self, cpu: Array, ram: Array) -> Array:
+        enough = (cpu[:, None] >= self._cpu_asked) & (ram[:, None] >= self._ram_asked)
+        return np.asarray(enough.astype(np.float32) @ self._member_weight)
 
 
-def _twins(engine: Engine, nodes: Array, grid: Array, level: Array, fits: Array, column: Column) -> tuple[Array, Array]:
-    """Of devices alike in level to the cheapest, the one of the least signature."""
-    least = grid.min(1)
-    best = np.take_along_axis(level, grid.argmin(1)[:, None], 1)
-    tied = fits & ((level == best) | (grid == least[:, None]))
-    lowest = np.where(tied, level, 127).min(1)
-    tied &= level == lowest[:, None]
-    device = np.where(tied, engine.device_sig[nodes], np.iinfo(np.int64).max).argmin(1)
-    return least, device
+class _Spots:
+    """How many of each of some shapes would fit a node."""
+
+    def __init__(self, shapes: Sequence[Shape], number: Array) -> None:
+        self.cpu = np.array([max(s.cpu_milli, 1) for s in shapes], np.float32)
+        self._ram = np.array([max(s.host_memory_mib, 1) for s in shapes], np.float32)
+        self._need = np.array([max(1, s.devices) for s in shapes], np.float32)
+        self.number = np.ascontiguousarray(number)
+        """By engine state: slices of each shape that one device takes."""
+
+    def hosts(self, cpu: Array, ram: Array) -> Array:
+        """How many the hosts would take, not rounded."""
+        return np.minimum(cpu[:, None] / self.cpu, ram[:, None] / self._ram)
+
+    def spots(self, cpu: Array, ram: Array, number: Array) -> Array:
+        """Whole shapes that fit hosts with this much left and devices that take so many slices."""
+        return self._whole(self.hosts(cpu, ram), number)
+
+    def _whole(self, hosts: Array, number: Array) -> Array:
+        return np.asarray(np.floor(np.minimum(hosts, number / self._need)))
+
+
+class _Acute(_Spots):
+    """The shapes that are short of spots, and what each spot is worth."""
+
+    def __init__(self, shapes: Sequence[Shape], number: Array, dear: Array) -> None:
+        super().__init__(shapes, number)
+        self._dear = dear
+        self.numbers = np.zeros((0, len(shapes)), np.float32)
+        """By node: slices of each shape that its devices take."""
+        self._spots = self.numbers
+
+    def sync(self, engine: Engine, nodes: Array) -> None:
+        """Nodes have changed."""
+        if len(self.numbers) != len(engine.cpu):
+            self.numbers = np.zeros((len(engine.cpu), len(self._dear)), np.float32)
+            self._spots = self.numbers.copy()
+        self.numbers[nodes] = number = self.number[engine.state[nodes]].sum(1)
+        self._spots[nodes] = self.spots(engine.cpu[nodes], engine.ram[nodes], number)
+
+    def lost(self, nodes: Array, hosts: Array, number: Array) -> Array:
+        """What nodes lose that come to have these."""
+        return np.asarray((self._spots[nodes] - self._whole(hosts, number)) @ self._dear)
