@@ -171,7 +171,7 @@ class Engine:
         self._known: dict[Shape, int] = {}
         self.version = 0
         """Grows by one with every change."""
-        self._touched = np.zeros(count, np.int64)
+        self.touched = np.zeros(count, np.int64)
         """Version at which each node last changed."""
 
     # --- shapes ---
@@ -210,7 +210,7 @@ class Engine:
 
     def changed(self, since: int) -> Array:
         """Nodes that changed since a version (all for a negative one), ascending."""
-        return (self._touched > since).nonzero()[0]
+        return (self.touched > since).nonzero()[0]
 
     # --- placing ---
 
@@ -355,7 +355,7 @@ class Engine:
         # What lies on a node matters, and beside what: a pair on one device is not the pair on two.
         self.sig[node] = (int(self.sig[node]) + sign * mark) & _MASK
         self.version += 1
-        self._touched[node] = self.version
+        self.touched[node] = self.version
 
     def reprice(self) -> None:
         """The policy's prices have changed: the best of each column are looked at again when next asked."""
