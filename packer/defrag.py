@@ -37,6 +37,8 @@ def defragment(
     """
     from packer.fleet import Fleet
 
+    # What slots are worth, prices over levels do not tell.
+    fixed = {*fixed, *(p.request.id for p in inventory.placements if p.request.mechanism == "mig")}
     fleet = Fleet.of(inventory, mix=mix, fixed=fixed)
     moves: list[Move] = []
     while len(moves) < most:

@@ -81,7 +81,12 @@ def _solver() -> Any:
 
 def _problem(inventory: Inventory, request: SliceRequest, fixed: Collection[str]) -> Problem:
     held = set(fixed)
-    movers = [p for p in inventory.placements if p.request.devices == 1 and p.request.id not in held]
+    # Devices in use by another mechanism stay as they are: two exclude each other.
+    movers = [
+        p
+        for p in inventory.placements
+        if p.request.devices == 1 and p.request.id not in held and p.request.mechanism == request.mechanism
+    ]
     stay = {p.request.id for p in movers}
     rest = Inventory(
         inventory.nodes, inventory.devices, tuple(p for p in inventory.placements if p.request.id not in stay)

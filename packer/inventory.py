@@ -93,6 +93,14 @@ class Alternative:
     why: str
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class MigInstance:
+    """A MIG profile at the memory slot where it starts, such as "3g.40gb" at 4."""
+
+    start: int
+    profile: str
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     """A Slice of one Device, given to one Instance."""
@@ -106,6 +114,8 @@ class Placement:
     alternatives: tuple[Alternative, ...] = ()
     more_devices: tuple[str, ...] = ()
     """Further Devices of the Node, for a request that needs several."""
+    mig: tuple[MigInstance, ...] = ()
+    """For the mechanism "mig": the GPU instance on each of `all_devices`, in that order; the slots must be empty."""
 
     @property
     def all_devices(self) -> tuple[str, ...]:
@@ -141,8 +151,8 @@ class ClassRefusal:
     device_class: str
     devices: int
     reason: str
-    """One of: model, label, mechanism, memory, compute, clients, host-cpu, host-memory, devices, unhealthy, too-large,
-    mixed."""
+    """One of: model, label, mechanism, memory, compute, clients, host-cpu, host-memory, slots, devices, unhealthy,
+    too-large, mixed."""
     missing_mib: int = 0
     """Smallest shortfall of free memory over the class."""
     missing_compute: int = 0
