@@ -10,11 +10,16 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 _NO_LABELS: Mapping[str, str] = MappingProxyType({})
+_NO_LINKS: Mapping[str, int] = MappingProxyType({})
 
 
 def _no_labels() -> Mapping[str, str]:
     # A factory, since a mappingproxy is unhashable before Python 3.12 and dataclasses refuse it as a default.
     return _NO_LABELS
+
+
+def _no_links() -> Mapping[str, int]:
+    return _NO_LINKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,8 @@ class Device:
     mechanisms: frozenset[str] = frozenset({"virtual"})
     labels: Mapping[str, str] = field(default_factory=_no_labels)
     healthy: bool = True
+    links: Mapping[str, int] = field(default_factory=_no_links)
+    """By the id of another Device of the Node: how strong the direct link is (number of NVLinks); PCIe alone is 0."""
 
     @property
     def usable_mib(self) -> int:
