@@ -156,6 +156,13 @@ def test_defragmentation_puts_no_siblings_on_one_device() -> None:
     assert defragment(replace(before, placements=alike), WHOLE) == []
 
 
+def test_different_devices_on_one_node_have_prices_too() -> None:
+    devices = (Device("n/gpu-0", "n", "T4", 300), Device("n/gpu-1", "n", "A100", 800))
+    requests = [SliceRequest("large", "m", 500), SliceRequest("small", "k", 250)]
+    found = place(Inventory((Node("n"),), devices), requests, mix=Mix.recent(requests))
+    assert all(isinstance(f, Placement) for f in found)
+
+
 def test_several_devices_of_one_node() -> None:
     fleet = inventory(2, 4)
     (result,) = place(fleet, [SliceRequest("big", "big", 30_000, compute=90, mechanism="mps", devices=4)])
