@@ -54,9 +54,7 @@ def provable(inventory: Inventory, requests: Sequence[SliceRequest]) -> bool | N
 
     Raises RuntimeError without the solver.
     """
-    cp = _solver()
-    if cp is None:
-        raise RuntimeError("OR-tools is not installed; install the extra 'solver'")
+    cp = _required()
     empty = Inventory(inventory.nodes, inventory.devices)
     problem = _problem(empty, requests[-1], ())
     allowed = tuple(_allowed(empty, r) for r in requests)
@@ -77,6 +75,13 @@ def _solver() -> Any:
     except ImportError:
         return None
     return cp_model
+
+
+def _required() -> Any:
+    cp = _solver()
+    if cp is None:
+        raise RuntimeError("OR-tools is not installed; install the extra 'solver'")
+    return cp
 
 
 def _problem(inventory: Inventory, request: SliceRequest, fixed: Collection[str]) -> Problem:
@@ -222,6 +227,26 @@ def _solve(problem: Problem, most: int) -> list[tuple[int, int]] | None:
         if found is not None or effort <= 0:
             return found or best
     return best
+
+
+def fewest(inventory: Inventory, request: SliceRequest, fixed: Collection[str] = ()) -> int | None:
+    """How many have to move at least for the request to fit, in whatever order; None where no moves help.
+
+    Proven by the static programme, so a lower bound on ordered plans. Raises RuntimeError without the solver.
+    """
+    cp = _required()
+    problem = _problem(inventory, request, fixed)
+    if not problem.allowed[-1]:
+        return None
+    model, _, worst = _static(cp, problem)
+    solver = cp.CpSolver()
+    solver.parameters.num_workers = 1
+    solver.parameters.max_deterministic_time = _EFFORT
+    if solver.solve(model) == cp.INFEASIBLE:
+        return None
+    if not problem.start:
+        return 0
+    return max(0, len(problem.start) - int((solver.best_objective_bound + worst) // (worst + 1)))
 
 
 def unreachable(inventory: Inventory, request: SliceRequest, most: int = 8, states: int = 300_000) -> bool:

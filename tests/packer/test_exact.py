@@ -69,6 +69,14 @@ def test_what_fits_needs_no_moves(way: str) -> None:
     assert plan.moves == ()
 
 
+def test_the_fewest_moves_are_proven() -> None:
+    pytest.importorskip("ortools")
+    inventory = machine([100, 100], {"a": (0, 20), "b": (0, 20), "c": (1, 20), "d": (1, 20)})
+    assert exact.fewest(inventory, SliceRequest("new", "new", 100)) == 2
+    assert exact.fewest(inventory, SliceRequest("new", "new", 60)) == 0
+    assert exact.fewest(inventory, SliceRequest("new", "new", 100), fixed=("a", "c")) is None
+
+
 def test_of_plans_as_short_the_one_that_keeps_a_group_apart_is_taken(way: str) -> None:
     # "new" needs a whole device. Either a goes to b's device, or b to a's, or either to c's: only c is no sibling of a.
     held = {"a": (0, 40), "b": (1, 40), "c": (2, 41), "d": (3, 90)}
