@@ -29,9 +29,9 @@ from packer.inventory import Device, Inventory, Move, MovePlan, Node, Placement,
 from packer.occupancy import Occupancy
 from packer.reach import SAME_DEVICE, Problem, deepen, ordered, reach
 
-_REACHED: Final = 4_000
+_REACHED: Final = 3_000
 """States looked at one after another before the stepwise programme is asked."""
-_EFFORT: Final = 2.0
+_EFFORT: Final = 1.5
 """Deterministic time of CP-SAT for one programme (about seconds)."""
 
 
