@@ -29,14 +29,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from packer.engine import UNBOUNDED, Column, Engine
-from packer.mix import Mix, Shape
+from packer.engine import Column, Engine
+from packer.leftover import Leftover
+from packer.mix import Mix
 from packer.prices import opportunity_prices
 
 Array = NDArray[Any]
 
-#: Prices of a CPU core on a node, in percent of a device.
-_CORE_PRICES: Final = np.array([0, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 20, 30, 50], np.float32)
 _GRADIENT: Final = 0.2
 _CONCENTRATION: Final = 0.01
 _SCARCITY: Final = 14.0
@@ -45,6 +44,9 @@ _STRUCTURAL_FROM: Final = 0.5
 _LOOK_EVERY: Final = 100
 """Changes of the fleet between two looks at scarcity."""
 _NOTABLE: Final = 0.3
+_MANY_CORES: Final = 1_000_000
+"""Thousandths of a core above which more make no node emptier."""
+_NONE: Final = np.iinfo(np.int64).max
 
 
 class Adaptive:
@@ -71,119 +73,32 @@ class Adaptive:
         weights = np.array(mix.weights)
         self._weight = weights / weights.sum()
         self._mean = float(sum(w * s.compute * s.devices for s, w in zip(mix.shapes, self._weight, strict=True))) or 1.0
-        groups: dict[tuple[object, ...], int] = {}
-        firsts: list[Shape] = []
-        member: list[int] = []
-        for s in mix.shapes:
-            if not s.devices:
-                member.append(-1)
-                continue
-            key = (s.compute, s.memory_mib, s.devices, s.device_models, s.labels, s.mechanism)
-            if key not in groups:
-                groups[key] = len(firsts)
-                firsts.append(s)
-            member.append(groups[key])
-        count = len(firsts)
-        self._group = np.array([count if g < 0 else g for g in member])
-        self._need = np.array([max(1, s.devices) for s in firsts] + [1], np.float32)
-        self._several = (self._need[:count] > 1).nonzero()[0]
-        self._cpu = np.array([max(s.cpu_milli, 1) for s in mix.shapes], np.float32)
-        self._ram = np.array([max(s.host_memory_mib, 1) for s in mix.shapes], np.float32)
-        self._cpu_asked = np.array([s.cpu_milli for s in mix.shapes], np.int64)
-        self._ram_asked = np.array([s.host_memory_mib for s in mix.shapes], np.int64)
-        self._size = np.array([s.compute * s.devices for s in mix.shapes], np.float32)
-        self._member_weight = np.zeros((len(mix.shapes), count), np.float32)
-        for i, g in enumerate(member):
-            if g >= 0:
-                self._member_weight[i, g] = self._weight[i]
-        self._tabulate(engine, firsts)
-        nodes = len(engine.cpu)
-        self._worth = np.zeros((nodes, len(_CORE_PRICES)), np.float32)
-        self._value = np.zeros(nodes, np.float32)
-        self._usable = np.zeros((nodes, count), np.float32)
-        self._number = np.zeros((nodes, count + 1), np.float32)
-        self._useful = np.zeros(nodes, np.float32)
-        self._spots = np.zeros((nodes, len(mix.shapes)), np.float32)
-        self._seen = -1
+        self._size = np.array([s.compute * s.devices for s in mix.shapes], np.float64)
+        self._cpu = np.array([max(s.cpu_milli, 1) for s in mix.shapes], np.float64)
+        self._leftover = Leftover(engine, mix, self._price)
         self._looked = -_LOOK_EVERY
-        self._dear = np.zeros(len(mix.shapes), np.float32)
-        self._acute = np.zeros(0, np.int64)
-        self._sync(engine)
+        self._dear = np.zeros(len(mix.shapes))
+        self._worth = np.zeros(len(engine.cpu))
+        self._sync(engine, np.arange(len(engine.cpu)))
 
-    def _tabulate(self, engine: Engine, firsts: list[Shape]) -> None:
-        kinds = len(engine.kinds)
-        count = len(firsts)
-        levels = np.arange(101)
-        self._worth_of = np.zeros(((kinds + 1) * 101, len(_CORE_PRICES)), np.float32)
-        self._usable_of = np.zeros(((kinds + 1) * 101, count), np.float32)
-        self._number_of = np.zeros(((kinds + 1) * 101, count + 1), np.float32)
-        columns = [engine.column(s) for s in self.mix.shapes]
-        for k in range(kinds):
-            n, d = (x[0] for x in (engine.kind == k).nonzero())
-            net = np.zeros((102, len(_CORE_PRICES)), np.float32)
-            for column, price in zip(columns, self._price, strict=True):
-                s = column.shape
-                if s.devices and column.allowed[n, d]:
-                    size = min(int(column.size[n, d]), 101)
-                    net[size] = np.maximum(net[size], (price - _CORE_PRICES * s.cpu_milli / 1000) / s.devices)
-            worth = np.zeros((101, len(_CORE_PRICES)), np.float32)
-            sizes = [z for z in range(1, 101) if net[z].max() > 0]
-            for level in range(1, 101):
-                row = worth[level - 1]
-                for z in sizes:
-                    if z > level:
-                        break
-                    row = np.maximum(row, worth[level - z] + net[z])
-                worth[level] = row
-            block = slice(k * 101, (k + 1) * 101)
-            self._worth_of[block] = worth
-            for g, s in enumerate(firsts):
-                column = engine.column(s)
-                if column.allowed[n, d] and column.size[n, d] <= 100:
-                    size = int(column.size[n, d])
-                    self._usable_of[block, g] = np.where(levels >= size, levels, 0)
-                    self._number_of[block, g] = levels // size
-        self._base = np.where(engine.kind < 0, kinds, engine.kind).astype(np.int64) * 101
-
-    def _sync(self, engine: Engine) -> None:
-        """Bring what is kept of each node up to date."""
-        nodes = engine.changed(self._seen)
-        if nodes is None:
-            return
-        self._seen = engine.version
-        at = self._base[nodes] + engine.level[nodes]
-        cpu, ram = engine.cpu[nodes], engine.ram[nodes]
-        self._worth[nodes] = worth = self._worth_of[at].sum(1)
-        self._value[nodes] = (worth + cpu[:, None].astype(np.float32) / 1000 * _CORE_PRICES).min(1)
-        self._usable[nodes] = usable = self._usable_of[at].sum(1)
-        self._number[nodes] = number = self._number_of[at].sum(1)
-        self._useful[nodes] = (self._hosted(cpu, ram) * self._enough(usable, number)).sum(1)
-        self._spots[nodes] = np.minimum(self._hosts(cpu, ram), self._device_spots(number)[:, self._group])
-
-    def _hosted(self, cpu: Array, ram: Array) -> Array:
-        enough = (cpu[:, None] >= self._cpu_asked) & (ram[:, None] >= self._ram_asked)
-        return enough.astype(np.float32) @ self._member_weight
-
-    def _enough(self, usable: Array, number: Array) -> Array:
-        if len(self._several):
-            short = number[:, self._several] < self._need[self._several]
-            usable = usable.copy()
-            usable[:, self._several] = np.where(short, 0, usable[:, self._several])
-        return usable
-
-    def _hosts(self, cpu: Array, ram: Array) -> Array:
-        return np.minimum(np.floor(cpu[:, None] / self._cpu), np.floor(ram[:, None] / self._ram))
-
-    def _device_spots(self, number: Array) -> Array:
-        spots = np.floor(number / self._need)
-        spots[:, -1] = 1e6
-        return spots
+    def _sync(self, engine: Engine, nodes: Array) -> None:
+        """What each node is worth as it is, once more."""
+        left = self._leftover
+        left.sync(nodes)
+        cores = np.minimum(engine.cpu[nodes], _MANY_CORES) / 1000
+        worth = self.concentration * (engine.free[nodes] + cores)
+        worth += left.value[nodes]
+        worth += self.gradient * left.useful[nodes]
+        worth += left.scarce[nodes]
+        self._worth[nodes] = worth
 
     def _look(self, engine: Engine) -> None:
         """Reprice scarce spots; where that changes much, every cost is computed anew."""
         self._looked = engine.version
-        spots = self._spots.sum(0)
-        coming = self._weight * float(self._value.sum()) / self._mean
+        everywhere = np.arange(len(engine.cpu))
+        self._sync(engine, self._leftover.stale(everywhere))
+        spots = self._leftover.spots()
+        coming = self._weight * float(self._leftover.value.sum()) / self._mean
         ratio = (coming + 2 * np.sqrt(coming)) / np.maximum(spots, 0.5)
         free = float(engine.level.sum())
         host = float(engine.cpu.sum())
@@ -192,8 +107,10 @@ class Adaptive:
         dear = self.scarcity * self._price * np.minimum(ratio, 3.0) ** self.power * structural
         dear[(ratio < _SCARCE_FROM) | (spots < 1)] = 0
         if np.any(np.abs(dear - self._dear) > _NOTABLE * np.maximum(dear, self._dear) + 0.5):
-            self._dear = dear.astype(np.float32)
-            self._acute = self._dear.nonzero()[0]
+            self._dear = dear
+            acute = dear.nonzero()[0]
+            self._leftover.mark(acute, dear[acute])
+            self._sync(engine, everywhere)
             engine.reprice()
 
     # --- the policy ---
@@ -202,67 +119,39 @@ class Adaptive:
         """Cost and device of each node that fits."""
         if self._engine is not engine:
             self._bind(engine)
-        self._sync(engine)
+        left = self._leftover
         if engine.version - self._looked >= _LOOK_EVERY:
             self._look(engine)
+        if len(stale := left.stale(nodes)):
+            self._sync(engine, stale)
         shape = column.shape
-        cpu, ram = engine.cpu[nodes] - shape.cpu_milli, engine.ram[nodes] - shape.host_memory_mib
-        core = cpu[:, None].astype(np.float32) / 1000 * _CORE_PRICES
-        level = engine.level[nodes]
-        if shape.devices == 1:
-            rows, devices = _distinct(level, fits).nonzero()
-            before = self._base[nodes[rows], devices] + level[rows, devices]
-            taken = np.minimum(column.size[nodes[rows], devices], level[rows, devices])
-            at = nodes[rows]
-            worth = self._worth[at] - self._worth_of[before] + self._worth_of[before - taken]
-            usable = self._usable[at] - self._usable_of[before] + self._usable_of[before - taken]
-            number = self._number[at] - self._number_of[before] + self._number_of[before - taken]
-        else:
-            rows = np.arange(len(nodes))
-            left = level
-            if shape.devices:
-                order = np.argsort(np.where(fits, level, 127), axis=1, kind="stable")[:, : shape.devices]
-                left = level.copy()
-                rest = np.take_along_axis(level, order, 1) - np.take_along_axis(column.size[nodes], order, 1)
-                np.put_along_axis(left, order, np.maximum(rest, 0), 1)
-            at = self._base[nodes] + left
-            worth, usable, number = self._worth_of[at].sum(1), self._usable_of[at].sum(1), self._number_of[at].sum(1)
-            at = nodes
-        cost = self._value[at] - (worth + core[rows]).min(1)
-        useful = (self._hosted(cpu, ram)[rows] * self._enough(usable, number)).sum(1)
-        cost += self.gradient * (self._useful[at] - useful)
-        if len(self._acute):
-            acute = self._acute
-            hosts = np.minimum(np.floor(cpu[:, None] / self._cpu[acute]), np.floor(ram[:, None] / self._ram[acute]))
-            group = self._group[acute]
-            spots = np.floor(number[:, group] / self._need[group])
-            spots[:, group == len(self._need) - 1] = 1e6
-            cost += (self._spots[at][:, acute] - np.minimum(hosts[rows], spots)) @ self._dear[acute]
-        # What has no bound cannot be kept free.
-        stays = self.concentration * (engine.free[nodes] + np.where(cpu < UNBOUNDED // 2, cpu, 0) / 1000)
-        cost = np.round(cost.astype(np.float64) + stays[rows], 4)
+        hosted = left.hosted(engine.cpu[nodes] - shape.cpu_milli, engine.ram[nodes] - shape.host_memory_mib)
         if shape.devices != 1:
+            cost = self._worth[nodes]
+            self._settle(cost, left.with_several(column, nodes, fits), hosted, shape.cpu_milli)
             return cost, np.zeros(len(nodes), np.int8)
-        grid = np.full(level.shape, np.inf)
+        rows, devices = fits.nonzero()
+        single = len(rows) == len(nodes)
+        if not single:
+            at, hosted = nodes[rows], hosted[rows]
+        else:
+            at = nodes
+        cost = self._worth[at]
+        self._settle(cost, left.with_one(column, at, devices), hosted, shape.cpu_milli)
+        if single:
+            return cost, devices
+        grid = np.full(fits.shape, np.inf)
         grid[rows, devices] = cost
-        return _twins(engine, nodes, grid, level, fits, column)
+        least = grid.min(1)
+        # Of devices that cost the same the fullest, then the one of the least signature.
+        return least, np.where(grid == least[:, None], engine.device_key[nodes], _NONE).argmin(1)
 
-
-def _distinct(level: Array, fits: Array) -> Array:
-    """The devices to look at: of those alike in level on one node, one."""
-    seen = fits.copy()
-    for d in range(1, level.shape[1]):
-        alike = (level[:, :d] == level[:, d : d + 1]) & fits[:, :d]
-        seen[:, d] &= ~alike.any(1)
-    return seen
-
-
-def _twins(engine: Engine, nodes: Array, grid: Array, level: Array, fits: Array, column: Column) -> tuple[Array, Array]:
-    """Of devices alike in level to the cheapest, the one of the least signature."""
-    least = grid.min(1)
-    best = np.take_along_axis(level, grid.argmin(1)[:, None], 1)
-    tied = fits & ((level == best) | (grid == least[:, None]))
-    lowest = np.where(tied, level, 127).min(1)
-    tied &= level == lowest[:, None]
-    device = np.where(tied, engine.device_sig[nodes], np.iinfo(np.int64).max).argmin(1)
-    return least, device
+    def _settle(self, cost: Array, rows: Array, hosted: Array, cpu_milli: int) -> None:
+        """From what nodes are worth take what they would be worth."""
+        value, useful, scarce = self._leftover.weigh(rows, hosted)
+        useful *= self.gradient
+        cost -= value
+        cost -= useful
+        cost -= scarce
+        cost -= self.concentration * cpu_milli / 1000
+        cost.round(4, cost)

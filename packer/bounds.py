@@ -44,7 +44,13 @@ def zero_refusal(racks: Iterable[Rack] | Counter[Rack], mix: Mix) -> Bound:
     mix = possible(kinds, mix)
     total = sum(mix.weights)
     weights = np.array(mix.weights) / total
-    cut = {(k, t): share(r.bays[0], s) for k, r in enumerate(kinds) for t, s in enumerate(mix.shapes) if r.bays}
+    # On a node of different devices the least share of any: a relaxation, so that the bound stays one.
+    cut = {
+        (k, t): min((share(b, s) for b in r.bays if accepts(b, s)), default=101)
+        for k, r in enumerate(kinds)
+        for t, s in enumerate(mix.shapes)
+        if r.bays
+    }
     sizes = sorted({cut[k, t] for k, t in cut if mix.shapes[t].devices == 1 and cut[k, t] <= 100})
     patterns: list[dict[int, int]] = [{s: 100 // s} for s in sizes]
     while True:

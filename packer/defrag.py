@@ -1,8 +1,9 @@
 """Background defragmentation: moves that pay for themselves.
 
 A move pays when what the mover's place is worth to the expected mix exceeds what its new place is worth by more than a
-move costs: with the mover gone, the policy's cost of putting it back where it was, less the cost of its best place. The
-best such moves are done one after another (each changes the worth of the next), make-before-break.
+move costs: with the mover gone, the policy's cost of putting it back on the device where it was, less the cost of its
+best place on another device, of its own node or another. The best such moves are done one after another (each changes
+the worth of the next), make-before-break.
 """
 
 from __future__ import annotations
@@ -31,10 +32,13 @@ def defragment(
 ) -> list[Move]:
     """At most `most` moves, in order, each of which gains more than `least_gain`; empty where none does.
 
-    `fixed` names Instances that may not be moved. Spread is kept: nobody moves to a node that holds a sibling.
+    `fixed` names Instances that may not be moved. Spread is kept: nobody moves to another node that holds a sibling, or
+    to a device that does.
     """
     from packer.fleet import Fleet
 
+    # What slots are worth, prices over levels do not tell.
+    fixed = {*fixed, *(p.request.id for p in inventory.placements if p.request.mechanism == "mig")}
     fleet = Fleet.of(inventory, mix=mix, fixed=fixed)
     moves: list[Move] = []
     while len(moves) < most:

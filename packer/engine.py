@@ -30,6 +30,7 @@ Array = NDArray[Any]
 
 UNBOUNDED: Final = 1 << 50
 """Stands for a host quantity without bound, and for the memory of a device whose memory does not matter."""
+_KEY_SHIFT: Final = 55
 _MASK: Final = (1 << 62) - 1
 _LOW: Final = (1 << 44) - 1
 _AT_ONCE: Final = 64
@@ -74,6 +75,7 @@ class Column:
 
     __slots__ = (
         "allowed",
+        "any_device",
         "cost",
         "dated",
         "device",
@@ -88,13 +90,15 @@ class Column:
         "unknown",
     )
 
-    def __init__(self, index: int, shape: Shape, allowed: Array, size: Array) -> None:
+    def __init__(self, index: int, shape: Shape, allowed: Array, size: Array, any_device: bool) -> None:
         self.index = index
         self.shape = shape
         self.allowed = allowed
         """bool[N, D]: the device is of an allowed model, carries the labels and offers the mechanism."""
         self.size = size
         """int16[N, D]: percent of the device that the shape takes."""
+        self.any_device = any_device
+        """Whether every device is allowed."""
         self.cost = np.full(len(allowed), np.inf)
         self.device = np.zeros(len(allowed), np.int8)
         self.open: Array = np.asarray(allowed.any(1)) if shape.devices else np.ones(len(allowed), bool)
@@ -153,13 +157,22 @@ class Engine:
         self.prices = 0
         self.sig = np.array([_stable(canonical(r)) for r in racks], np.int64)
         self.device_sig = np.zeros((count, width), np.int64)
+        self.state = np.where(self.kind < 0, len(kinds), self.kind).astype(np.int64) * 101 + self.level
+        """Kind and level of each device as one number: kind * 101 + level; for no device the kind after the last."""
+        self.device_key = self.level.astype(np.int64) << _KEY_SHIFT
+        """Orders the devices of a node: by level, then by signature."""
+        self._spare = np.where((self.clients > 0) & (self.kind >= 0), self.compute, -1).astype(np.int16)
+        """Compute of devices that take another client; -1 for the others."""
         self.bound = np.zeros((count, width), np.int16)
         """Mechanism that a device is bound to while in use, by number; 0 for none."""
         self._users: dict[tuple[int, int], int] = {}
         self._mechanisms: dict[str, int] = {}
         self.columns: list[Column] = []
         self._known: dict[Shape, int] = {}
-        self._log: list[int] = []
+        self.version = 0
+        """Grows by one with every change."""
+        self.touched = np.zeros(count, np.int64)
+        """Version at which each node last changed."""
 
     # --- shapes ---
 
@@ -170,40 +183,34 @@ class Engine:
             index = self._known[shape] = len(self.columns)
             takes = np.array([*(accepts(kind, shape) for kind in self.kinds), False])
             sizes = np.array([*(share(kind, shape) for kind in self.kinds), 0], np.int16)
-            self.columns.append(Column(index, shape, takes[self.kind], sizes[self.kind]))
+            self.columns.append(Column(index, shape, takes[self.kind], sizes[self.kind], bool(takes[:-1].all())))
         return self.columns[index]
 
     def fits(self, column: Column, nodes: Array) -> tuple[Array, Array]:
         """(which of the nodes fit: int[m], which devices of those do: bool[m, D])."""
         shape = column.shape
-        ok = (self.cpu[nodes] >= shape.cpu_milli) & (self.ram[nodes] >= shape.host_memory_mib) & column.open[nodes]
+        ok = self.cpu[nodes] >= shape.cpu_milli
+        ok &= self.ram[nodes] >= shape.host_memory_mib
         nodes = nodes[ok]
         if not shape.devices:
             return nodes, np.zeros((len(nodes), self.level.shape[1]), bool)
-        devices = (self.compute[nodes] >= shape.compute) & column.allowed[nodes] & (self.clients[nodes] > 0)
+        devices = self._spare[nodes] >= shape.compute
+        if not column.any_device:
+            devices &= column.allowed[nodes]
         if shape.memory_mib:
             devices &= self.memory[nodes] >= shape.memory_mib
-        if shape.mechanism:
+        if shape.mechanism and len(self._mechanisms) > (shape.mechanism in self._mechanisms):
             bound = self.bound[nodes]
-            devices &= (bound == 0) | (bound == self._mechanisms.setdefault(shape.mechanism, len(self._mechanisms) + 1))
+            devices &= (bound == 0) | (bound == self._number(shape.mechanism))
         enough = devices.any(1) if shape.devices == 1 else devices.sum(1) >= shape.devices
         return nodes[enough], devices[enough]
 
-    @property
-    def version(self) -> int:
-        """Grows by one with every change."""
-        return len(self._log)
+    def _number(self, mechanism: str) -> int:
+        return self._mechanisms.setdefault(mechanism, len(self._mechanisms) + 1)
 
-    def changed(self, since: int) -> Array | None:
-        """Nodes that changed since a version (all for a negative one), ascending; None where none did."""
-        behind = len(self._log) - since if since >= 0 else len(self.cpu)
-        if behind == 0:
-            return None
-        if behind >= len(self.cpu):
-            return np.arange(len(self.cpu))
-        nodes = np.fromiter(set(self._log[since:]), np.int64)
-        nodes.sort()
-        return nodes
+    def changed(self, since: int) -> Array:
+        """Nodes that changed since a version (all for a negative one), ascending."""
+        return (self.touched > since).nonzero()[0]
 
     # --- placing ---
 
@@ -228,23 +235,29 @@ class Engine:
         """The shape's column, brought up to date: exact in what fits, and in the costs of all that may be best."""
         column = self.column(shape)
         first = column.stamp < 0
-        nodes = self.changed(column.stamp)
-        if nodes is not None:
-            column.stamp = len(self._log)
+        if column.stamp < self.version or first:
+            nodes = self.changed(column.stamp)
+            column.stamp = self.version
             column.cost[nodes] = np.inf
-            column.unknown[nodes] = True
-            column.pending = True
-        if column.pending:
+            if column.pending:
+                column.unknown[nodes] = True
+                nodes = column.unknown.nonzero()[0]
+        elif column.pending:
             nodes = column.unknown.nonzero()[0]
+        else:
+            nodes = None
+        if nodes is not None:
             fit, devices = self.fits(column, nodes)
             if len(fit) > _AT_ONCE and not first and not self.policy.by_name:
                 # The fullest first: they are what policies prefer; the rest have their turn at the next requests.
                 order = ((self.free[fit] << 44) | (self.sig[fit] & _LOW)).argpartition(_AT_ONCE)[:_AT_ONCE]
-                column.unknown[nodes] = False
+                if column.pending:
+                    column.unknown[nodes] = False
+                column.pending = True
                 column.unknown[fit] = True
                 fit, devices = fit[order], devices[order]
                 column.unknown[fit] = False
-            else:
+            elif column.pending:
                 column.unknown[nodes] = False
                 column.pending = False
             self._evaluate(column, fit, devices)
@@ -257,9 +270,11 @@ class Engine:
             best = int(column.cost.argmin())
             if not column.old[best] or column.cost[best] == np.inf:
                 break
-            cost = np.where(column.old, column.cost, np.inf)
-            nodes = np.lexsort((self.sig, cost))[:_LOOK_AGAIN]
-            nodes = nodes[np.isfinite(cost[nodes])]
+            nodes = (column.old & (column.cost < np.inf)).nonzero()[0]
+            if len(nodes) > _LOOK_AGAIN:
+                cost = column.cost[nodes]
+                nodes = nodes[cost <= np.partition(cost, _LOOK_AGAIN)[_LOOK_AGAIN]]
+                nodes = nodes[np.lexsort((self.sig[nodes], column.cost[nodes]))[:_LOOK_AGAIN]]
             self._evaluate(column, *self.fits(column, nodes))
         return column
 
@@ -272,6 +287,16 @@ class Engine:
         self._evaluate(column, nodes, devices)
         column.unknown[node] = False
         return Spot(node, self.devices_for(column, node))
+
+    def weigh(self, shape: Shape, node: int, devices: Collection[int]) -> tuple[float, Spot]:
+        """(cost, spot) of the best of these devices of the node, on all of which the shape fits."""
+        column = self.refresh(shape)
+        able = np.zeros((1, self.level.shape[1]), bool)
+        able[0, list(devices)] = True
+        cost, device = self.policy.evaluate(self, column, np.array([node]), able)
+        if shape.devices > 1:
+            return float(cost[0]), Spot(node, self._fullest(shape, node, able[0]))
+        return float(cost[0]), Spot(node, (int(device[0]),) if shape.devices else ())
 
     def _evaluate(self, column: Column, nodes: Array, devices: Array) -> None:
         if len(nodes):
@@ -286,8 +311,10 @@ class Engine:
         if shape.devices == 1:
             return (int(column.device[node]),)
         _, fits = self.fits(column, np.array([node]))
-        able = fits[0].nonzero()[0]
-        order = sorted(able, key=lambda d: (self.level[node, d], self.device_sig[node, d], d))
+        return self._fullest(shape, node, fits[0])
+
+    def _fullest(self, shape: Shape, node: int, able: Array) -> tuple[int, ...]:
+        order = sorted(able.nonzero()[0], key=lambda d: (self.level[node, d], self.device_sig[node, d], d))
         return tuple(int(d) for d in sorted(order[: shape.devices]))
 
     def take(self, shape: Shape, spot: Spot, key: int) -> None:
@@ -304,24 +331,31 @@ class Engine:
         self.ram[node] -= sign * shape.host_memory_mib
         mark = _mix64(key)
         for d in spot.devices:
-            self.compute[node, d] -= sign * shape.compute
-            self.clients[node, d] -= sign
+            compute = int(self.compute[node, d]) - sign * shape.compute
+            clients = int(self.clients[node, d]) - sign
+            self.compute[node, d] = level = compute
+            self.clients[node, d] = clients
+            self._spare[node, d] = compute if clients > 0 else -1
             if shape.mechanism:
                 users = self._users[node, d] = self._users.get((node, d), 0) + sign
-                number = self._mechanisms.setdefault(shape.mechanism, len(self._mechanisms) + 1)
-                self.bound[node, d] = number if users else 0
-            level = self.compute[node, d]
-            if shape.memory_mib:
-                self.memory[node, d] -= sign * shape.memory_mib
-                level = min(level, 100 * self.memory[node, d] // self.usable[node, d])
-            elif self.memory[node, d] != self.usable[node, d]:
-                level = min(level, 100 * self.memory[node, d] // self.usable[node, d])
-            self.free[node] += int(level) - int(self.level[node, d])
+                self.bound[node, d] = self._number(shape.mechanism) if users else 0
+            memory, usable = int(self.memory[node, d]) - sign * shape.memory_mib, int(self.usable[node, d])
+            if memory != usable:
+                level = min(level, 100 * memory // max(usable, 1))
+            # Devices that were declared smaller while in use may be far over; below zero all is alike.
+            level = max(level, -1)
+            self.memory[node, d] = memory
+            before = int(self.level[node, d])
+            self.free[node] += level - before
             self.level[node, d] = level
-            self.device_sig[node, d] = (int(self.device_sig[node, d]) + sign * mark) & _MASK
+            self.state[node, d] = int(self.kind[node, d]) * 101 + max(level, 0)
+            signature = (int(self.device_sig[node, d]) + sign * mark) & _MASK
+            self.device_sig[node, d] = signature
+            self.device_key[node, d] = (level << _KEY_SHIFT) | (signature >> (62 - _KEY_SHIFT))
         # What lies on a node matters, and beside what: a pair on one device is not the pair on two.
         self.sig[node] = (int(self.sig[node]) + sign * mark) & _MASK
-        self._log.append(node)
+        self.version += 1
+        self.touched[node] = self.version
 
     def reprice(self) -> None:
         """The policy's prices have changed: the best of each column are looked at again when next asked."""

@@ -13,40 +13,26 @@ Three steps, the first and the last programmes for CP-SAT (the extra `solver`):
 Without the solver a depth-first search over moves, deepened by one move at a time and bounded in the states it visits,
 does the same for short plans.
 
+Of plans with as few moves, one that keeps replicas of a group apart (first on devices, then on nodes) is taken.
+
 Only requests for one device each are moved or let in; Instances that hold several stay where they are.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from packer.fit import obstacles
 from packer.inventory import Device, Inventory, Move, MovePlan, Node, Placement, SliceRequest
 from packer.occupancy import Occupancy
+from packer.reach import SAME_DEVICE, Problem, deepen, ordered, reach
 
-_STATES: Final = 20_000
-"""States that the search without a solver visits for one length of plan."""
-_REACHED: Final = 4_000
+_REACHED: Final = 3_000
 """States looked at one after another before the stepwise programme is asked."""
-_EFFORT: Final = 2.0
+_EFFORT: Final = 1.5
 """Deterministic time of CP-SAT for one programme (about seconds)."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Problem:
-    items: tuple[SliceRequest, ...]
-    """Those who may move, then the newcomer."""
-    start: tuple[int, ...]
-    """Bin of each mover."""
-    bins: tuple[str, ...]
-    node_of: tuple[int, ...]
-    room: tuple[tuple[int, int, int], ...]
-    """For each bin: MiB, percent, clients that movers and newcomer may fill."""
-    hosts: tuple[tuple[int, int], ...]
-    """For each node: CPU and MiB likewise."""
-    allowed: tuple[tuple[int, ...], ...]
 
 
 def least_moves(
@@ -59,7 +45,7 @@ def least_moves(
     problem = _problem(inventory, request, fixed)
     if not problem.allowed[-1]:
         return None
-    found = _solve(problem, most) if _solver() is not None else _search(problem, most)
+    found = _solve(problem, most) if _solver() is not None else deepen(problem, most)
     return None if found is None else _plan(inventory, problem, found)
 
 
@@ -68,14 +54,12 @@ def provable(inventory: Inventory, requests: Sequence[SliceRequest]) -> bool | N
 
     Raises RuntimeError without the solver.
     """
-    cp = _solver()
-    if cp is None:
-        raise RuntimeError("OR-tools is not installed; install the extra 'solver'")
+    cp = _required()
     empty = Inventory(inventory.nodes, inventory.devices)
     problem = _problem(empty, requests[-1], ())
     allowed = tuple(_allowed(empty, r) for r in requests)
-    problem = _Problem(tuple(requests), (), problem.bins, problem.node_of, problem.room, problem.hosts, allowed)
-    model, _ = _static(cp, problem)
+    problem = Problem(tuple(requests), (), problem.bins, problem.node_of, problem.room, problem.hosts, allowed)
+    model, _, _ = _static(cp, problem)
     solver = cp.CpSolver()
     solver.parameters.num_workers = 1
     solver.parameters.max_deterministic_time = 10 * _EFFORT
@@ -93,9 +77,21 @@ def _solver() -> Any:
     return cp_model
 
 
-def _problem(inventory: Inventory, request: SliceRequest, fixed: Collection[str]) -> _Problem:
+def _required() -> Any:
+    cp = _solver()
+    if cp is None:
+        raise RuntimeError("OR-tools is not installed; install the extra 'solver'")
+    return cp
+
+
+def _problem(inventory: Inventory, request: SliceRequest, fixed: Collection[str]) -> Problem:
     held = set(fixed)
-    movers = [p for p in inventory.placements if p.request.devices == 1 and p.request.id not in held]
+    # Devices in use by another mechanism stay as they are: two exclude each other.
+    movers = [
+        p
+        for p in inventory.placements
+        if p.request.devices == 1 and p.request.id not in held and p.request.mechanism == request.mechanism
+    ]
     stay = {p.request.id for p in movers}
     rest = Inventory(
         inventory.nodes, inventory.devices, tuple(p for p in inventory.placements if p.request.id not in stay)
@@ -108,7 +104,9 @@ def _problem(inventory: Inventory, request: SliceRequest, fixed: Collection[str]
     hosts = {t.host.node.name: t.host for t in tallies.values()}
     unbounded = 1 << 40
     items = (*(p.request for p in movers), request)
-    return _Problem(
+    members = Counter([*(p.request.group for p in inventory.placements), request.group])
+    numbers = {g: i for i, g in enumerate(sorted(g for g, n in members.items() if n > 1))}
+    return Problem(
         items=items,
         start=tuple(index[p.device] for p in movers),
         bins=bins,
@@ -122,6 +120,10 @@ def _problem(inventory: Inventory, request: SliceRequest, fixed: Collection[str]
             for n in inventory.nodes
         ),
         allowed=tuple(_allowed(rest, r) for r in items),
+        groups=tuple(numbers.get(r.group, -1) for r in items),
+        apart=tuple(
+            Counter({numbers[g]: n for g, n in t.groups.items() if n and g in numbers}) for t in tallies.values()
+        ),
     )
 
 
@@ -130,7 +132,8 @@ def _allowed(inventory: Inventory, request: SliceRequest) -> tuple[int, ...]:
     return tuple(i for i, t in enumerate(Occupancy(inventory).devices.values()) if not obstacles(t, request))
 
 
-def _static(cp: Any, problem: _Problem) -> tuple[Any, list[dict[int, Any]]]:
+def _static(cp: Any, problem: Problem) -> tuple[Any, list[dict[int, Any]], int]:
+    """(the programme, its variables by item and bin, the most that crowding can cost)."""
     model = cp.CpModel()
     place: list[dict[int, Any]] = []
     for i in range(len(problem.items)):
@@ -139,12 +142,36 @@ def _static(cp: Any, problem: _Problem) -> tuple[Any, list[dict[int, Any]]]:
         model.add_exactly_one(row.values())
         place.append(row)
     _capacities(model, problem, lambda i, b: place[i].get(b))
+    worst = 0
     if problem.start:
-        model.maximize(sum(place[i][b] for i, b in enumerate(problem.start)))
-    return model, place
+        stay = sum(place[i][b] for i, b in enumerate(problem.start))
+        together, worst = _together(model, problem, lambda i, b: place[i].get(b))
+        model.maximize((worst + 1) * stay - together)
+    return model, place, worst
 
 
-def _capacities(model: Any, problem: _Problem, var: Any) -> None:
+def _together(model: Any, problem: Problem, var: Any) -> tuple[Any, int]:
+    """(an expression for how crowded groups lie, the most that it can be)."""
+    terms: list[Any] = []
+    worst = 0
+    nodes = sorted(set(problem.node_of))
+    places: list[tuple[tuple[int, ...], int]] = [((b,), SAME_DEVICE) for b in range(len(problem.bins))]
+    places += [(tuple(b for b, n in enumerate(problem.node_of) if n == node), 1) for node in nodes if len(nodes) > 1]
+    for group in sorted({g for g in problem.groups if g >= 0}):
+        members = [i for i, g in enumerate(problem.groups) if g == group]
+        for bins, weight in places:
+            here = [v for i in members for b in bins if (v := var(i, b)) is not None]
+            there = sum(problem.apart[b][group] for b in bins)
+            if here and len(members) + there > 1:
+                most = len(members) + there - 1
+                excess = model.new_int_var(0, most, "")
+                model.add(excess >= sum(here) + there - 1)
+                terms.append(weight * excess)
+                worst += weight * most
+    return sum(terms), worst
+
+
+def _capacities(model: Any, problem: Problem, var: Any) -> None:
     """Device and host sums over the variables that say who lies where."""
     by_node: dict[int, list[tuple[int, Any]]] = {}
     for b in range(len(problem.bins)):
@@ -166,10 +193,10 @@ def _capacities(model: Any, problem: _Problem, var: Any) -> None:
             model.add(sum(problem.items[i].host_memory_mib * v for i, v in here) <= memory)
 
 
-def _solve(problem: _Problem, most: int) -> list[tuple[int, int]] | None:
+def _solve(problem: Problem, most: int) -> list[tuple[int, int]] | None:
     """Moves (item, bin) in order, the newcomer's last."""
     cp = _solver()
-    model, place = _static(cp, problem)
+    model, place, worst = _static(cp, problem)
     solver = cp.CpSolver()
     solver.parameters.num_workers = 1
     solver.parameters.max_deterministic_time = _EFFORT
@@ -178,10 +205,11 @@ def _solve(problem: _Problem, most: int) -> list[tuple[int, int]] | None:
         return None
     least = 1
     if status in (cp.OPTIMAL, cp.FEASIBLE):
-        least = max(1, len(problem.start) - int(solver.best_objective_bound)) if problem.start else 0
+        stay = int((solver.best_objective_bound + worst) // (worst + 1))
+        least = max(1, len(problem.start) - stay) if problem.start else 0
         ends = [next(b for b, v in row.items() if solver.value(v)) for row in place]
         moved = [i for i, b in enumerate(problem.start) if ends[i] != b]
-        if len(moved) <= most and (order := _ordered(problem, moved, ends)) is not None and len(moved) <= least + 1:
+        if len(moved) <= most and (order := ordered(problem, moved, ends)) is not None and len(moved) <= least + 1:
             if len(moved) == least:
                 return order
             best: list[tuple[int, int]] | None = order
@@ -190,7 +218,7 @@ def _solve(problem: _Problem, most: int) -> list[tuple[int, int]] | None:
     else:
         best = None
     longest = len(best) - 2 if best else most
-    found, exhausted = _reach(problem, longest, _REACHED)
+    found, exhausted = reach(problem, longest, _REACHED)
     if found is not None or exhausted:
         return found or best
     effort = _EFFORT / 2
@@ -201,82 +229,33 @@ def _solve(problem: _Problem, most: int) -> list[tuple[int, int]] | None:
     return best
 
 
-def _reach(problem: _Problem, most: int, limit: int) -> tuple[list[tuple[int, int]] | None, bool]:
-    """Breadth first over all that moves can reach: (the shortest plan, whether everything was seen).
+def fewest(inventory: Inventory, request: SliceRequest, fixed: Collection[str] = ()) -> int | None:
+    """How many have to move at least for the request to fit, in whatever order; None where no moves help.
 
-    Placements that differ only in which of two like slices or like devices are meant are one state.
+    Proven by the static programme, so a lower bound on ordered plans. Raises RuntimeError without the solver.
     """
-    new = len(problem.items) - 1
-    sizes = [(r.memory_mib, r.compute, r.cpu_milli, r.host_memory_mib) for r in problem.items]
-    kinds = [(problem.room[b], problem.node_of[b]) for b in range(len(problem.bins))]
-
-    def key(where: tuple[int, ...]) -> tuple[Any, ...]:
-        here: list[list[Any]] = [[] for _ in kinds]
-        for i, b in enumerate(where):
-            here[b].append((sizes[i], problem.allowed[i]))
-        return tuple(sorted((kinds[b], tuple(sorted(h))) for b, h in enumerate(here)))
-
-    start = tuple(problem.start)
-    seen = {key(start)}
-    layer: list[tuple[tuple[int, ...], list[tuple[int, int]]]] = [(start, [])]
-    for depth in range(most + 1):
-        following = []
-        for where, path in layer:
-            load = _Load(problem, where)
-            for b in problem.allowed[new]:
-                if load.fits(new, b):
-                    return [*path, (new, b)], True
-            if depth == most:
-                continue
-            for i, source in enumerate(where):
-                for b in problem.allowed[i]:
-                    if b == source or not load.fits(i, b):
-                        continue
-                    moved = (*where[:i], b, *where[i + 1 :])
-                    state = key(moved)
-                    if state in seen:
-                        continue
-                    if len(seen) >= limit:
-                        return None, False
-                    seen.add(state)
-                    following.append((moved, [*path, (i, b)]))
-        layer = following
-    return None, True
+    cp = _required()
+    problem = _problem(inventory, request, fixed)
+    if not problem.allowed[-1]:
+        return None
+    model, _, worst = _static(cp, problem)
+    solver = cp.CpSolver()
+    solver.parameters.num_workers = 1
+    solver.parameters.max_deterministic_time = _EFFORT
+    if solver.solve(model) == cp.INFEASIBLE:
+        return None
+    if not problem.start:
+        return 0
+    return max(0, len(problem.start) - int((solver.best_objective_bound + worst) // (worst + 1)))
 
 
 def unreachable(inventory: Inventory, request: SliceRequest, most: int = 8, states: int = 300_000) -> bool:
     """Whether it is proven, by looking at everything reachable, that no plan of at most `most` moves exists."""
-    found, exhausted = _reach(_problem(inventory, request, ()), most, states)
+    found, exhausted = reach(_problem(inventory, request, ()), most, states)
     return found is None and exhausted
 
 
-def _ordered(problem: _Problem, moved: Sequence[int], ends: Sequence[int]) -> list[tuple[int, int]] | None:
-    """An order in which each move fits with its source still held, if there is one (depth first, dead ends kept)."""
-    load = _Load(problem)
-    dead: set[frozenset[int]] = set()
-
-    def go(left: frozenset[int]) -> list[tuple[int, int]] | None:
-        if not left:
-            last = len(problem.items) - 1
-            return [(last, ends[last])] if load.fits(last, ends[last]) else None
-        if left in dead:
-            return None
-        for i in sorted(left):
-            if load.fits(i, ends[i]):
-                load.add(i, ends[i], 1)
-                load.add(i, problem.start[i], -1)
-                rest = go(left - {i})
-                load.add(i, problem.start[i], 1)
-                load.add(i, ends[i], -1)
-                if rest is not None:
-                    return [(i, ends[i]), *rest]
-        dead.add(left)
-        return None
-
-    return go(frozenset(moved))
-
-
-def _stepwise(cp: Any, problem: _Problem, length: int, effort: float) -> tuple[list[tuple[int, int]] | None, float]:
+def _stepwise(cp: Any, problem: Problem, length: int, effort: float) -> tuple[list[tuple[int, int]] | None, float]:
     """(the plan of this length, effort that is left)."""
     model = cp.CpModel()
     count, new = len(problem.items) - 1, len(problem.items) - 1
@@ -310,6 +289,9 @@ def _stepwise(cp: Any, problem: _Problem, length: int, effort: float) -> tuple[l
     model.add_exactly_one(entry.values())
     final = at[-1]
     _capacities(model, problem, lambda i, b: entry.get(b) if i == new else final.get((i, b)))
+    if any(g >= 0 for g in problem.groups):
+        together, _ = _together(model, problem, lambda i, b: entry.get(b) if i == new else final.get((i, b)))
+        model.minimize(together)
     solver = cp.CpSolver()
     solver.parameters.num_workers = 1
     solver.parameters.max_deterministic_time = effort
@@ -321,79 +303,7 @@ def _stepwise(cp: Any, problem: _Problem, length: int, effort: float) -> tuple[l
     return [*moves, (new, next(b for b, v in entry.items() if solver.value(v)))], effort
 
 
-class _Load:
-    """What movers take of each bin and host."""
-
-    def __init__(self, problem: _Problem, where: Sequence[int] | None = None) -> None:
-        self._problem = problem
-        self._free = [list(r) for r in problem.room]
-        self._hosts = [list(h) for h in problem.hosts]
-        for i, b in enumerate(problem.start if where is None else where):
-            self.add(i, b, 1)
-
-    def add(self, item: int, bin_: int, sign: int) -> None:
-        request = self._problem.items[item]
-        free, host = self._free[bin_], self._hosts[self._problem.node_of[bin_]]
-        free[0] -= sign * request.memory_mib
-        free[1] -= sign * request.compute
-        free[2] -= sign
-        host[0] -= sign * request.cpu_milli
-        host[1] -= sign * request.host_memory_mib
-
-    def fits(self, item: int, bin_: int) -> bool:
-        request = self._problem.items[item]
-        free, host = self._free[bin_], self._hosts[self._problem.node_of[bin_]]
-        return (
-            request.memory_mib <= free[0]
-            and request.compute <= free[1]
-            and free[2] >= 1
-            and request.cpu_milli <= host[0]
-            and request.host_memory_mib <= host[1]
-        )
-
-    def key(self) -> tuple[tuple[int, ...], ...]:
-        return tuple(tuple(f) for f in self._free)
-
-
-def _search(problem: _Problem, most: int) -> list[tuple[int, int]] | None:
-    """Depth first, one move deeper at a time."""
-    new = len(problem.items) - 1
-    for depth in range(most + 1):
-        load, where = _Load(problem), list(problem.start)
-        seen: dict[tuple[tuple[int, ...], ...], int] = {}
-
-        def go(
-            left: int, load: _Load = load, where: list[int] = where, seen: dict[Any, int] = seen
-        ) -> list[tuple[int, int]] | None:
-            if left == 0:
-                return next(([(new, b)] for b in problem.allowed[new] if load.fits(new, b)), None)
-            key = load.key()
-            if seen.get(key, -1) >= left or len(seen) > _STATES:
-                return None
-            seen[key] = left
-            for i in range(len(where)):
-                source = where[i]
-                for b in problem.allowed[i]:
-                    if b == source or not load.fits(i, b):
-                        continue
-                    load.add(i, b, 1)
-                    load.add(i, source, -1)
-                    where[i] = b
-                    rest = go(left - 1)
-                    where[i] = source
-                    load.add(i, source, 1)
-                    load.add(i, b, -1)
-                    if rest is not None:
-                        return [(i, b), *rest]
-            return None
-
-        found = go(depth)
-        if found is not None:
-            return found
-    return None
-
-
-def _plan(inventory: Inventory, problem: _Problem, found: Sequence[tuple[int, int]]) -> MovePlan:
+def _plan(inventory: Inventory, problem: Problem, found: Sequence[tuple[int, int]]) -> MovePlan:
     devices: dict[str, Device] = {d.id: d for d in inventory.devices}
     nodes: dict[str, Node] = {n.name: n for n in inventory.nodes}
     where = {p.request.id: p for p in inventory.placements}

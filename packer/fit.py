@@ -2,8 +2,9 @@
 
 A Device takes a slice when all of this holds: its model and labels (its own or its Node's) are those asked for; it
 offers the mechanism; it and its Node could hold the slice when empty; it is healthy and its Node schedulable; no slice
-there uses another mechanism (an MPS server, MIG mode and time-slicing exclude each other on one GPU); and what is free
-of memory, compute, clients and the Node's CPU and memory suffices. The last five are hard sums of integers.
+there uses another mechanism (an MPS server, MIG mode and time-slicing exclude each other on one GPU); for MIG, the
+profile that the slice needs has a start whose slots are empty; and what is free of memory, compute, clients and the
+Node's CPU and memory suffices. The last five are hard sums of integers.
 
 Devices alike in model, memory, reserve, compute, clients and mechanisms form a class. A `NoFit` holds one
 `ClassRefusal` a class: its reason is that of the Device which is nearest to taking the slice, its text accounts for
@@ -17,7 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from packer.inventory import ClassRefusal, Device, NoFit, SliceRequest
+from packer.inventory import ClassRefusal, Device, MigInstance, NoFit, SliceRequest
+from packer.mig import Geometry, Profile, geometry_of, openings
 from packer.occupancy import DeviceTally, carries
 
 Reason = Literal[
@@ -26,6 +28,7 @@ Reason = Literal[
     "clients",
     "host-cpu",
     "host-memory",
+    "slots",
     "devices",
     "mixed",
     "unhealthy",
@@ -41,6 +44,7 @@ REASONS: Final[tuple[Reason, ...]] = (
     "clients",
     "host-cpu",
     "host-memory",
+    "slots",
     "devices",
     "mixed",
     "unhealthy",
@@ -93,7 +97,7 @@ def obstacles(tally: DeviceTally, request: SliceRequest) -> tuple[Obstacle, ...]
         return (Obstacle("model"),)
     if request.labels and not carries(request.labels, tally):
         return (Obstacle("label"),)
-    if request.mechanism not in device.mechanisms:
+    if request.mechanism not in device.mechanisms or (request.mechanism == "mig" and _geometry(device) is None):
         return (Obstacle("mechanism"),)
     if _too_large(tally, request):
         return (Obstacle("too-large"),)
@@ -112,7 +116,22 @@ def obstacles(tally: DeviceTally, request: SliceRequest) -> tuple[Obstacle, ...]
         found.append(Obstacle("host-memory", request.host_memory_mib - memory))
     if any(mechanism != request.mechanism for mechanism in tally.mechanisms):
         found.append(Obstacle("mixed"))
+    elif request.mechanism == "mig" and not windows(tally, request):
+        found.append(Obstacle("slots"))
     return tuple(found)
+
+
+def windows(tally: DeviceTally, request: SliceRequest) -> tuple[MigInstance, ...]:
+    """The GPU instances that could be made for the slice in slots that are empty: one profile, at each start."""
+    geometry = _geometry(tally.device)
+    profile = _profile(tally.device, request)
+    if geometry is None or profile is None:
+        return ()
+    return tuple(MigInstance(s, profile.name) for s in openings(geometry.model, tally.layout, profile.name))
+
+
+def _geometry(device: Device) -> Geometry | None:
+    return geometry_of(device.model, device.memory_mib)
 
 
 def refuse(tallies: Iterable[DeviceTally], request: SliceRequest) -> NoFit:
@@ -169,7 +188,18 @@ def _too_large(tally: DeviceTally, request: SliceRequest) -> bool:
         or device.max_clients < 1
         or (node.cpu_milli is not None and request.cpu_milli > node.cpu_milli)
         or (node.memory_mib is not None and request.host_memory_mib > node.memory_mib)
+        or _profileless(device, request)
     )
+
+
+def _profile(device: Device, request: SliceRequest) -> Profile | None:
+    geometry = _geometry(device)
+    return None if geometry is None else geometry.profile_for(request.memory_mib, request.compute)
+
+
+def _profileless(device: Device, request: SliceRequest) -> bool:
+    """Whether the slice is for MIG and no profile of the device is as large."""
+    return request.mechanism == "mig" and _profile(device, request) is None
 
 
 def _refusal(members: Sequence[DeviceTally], request: SliceRequest) -> ClassRefusal:
@@ -238,12 +268,17 @@ def _phrase(reason: Reason, tallies: Sequence[DeviceTally], request: SliceReques
             return _larger(tallies, request)
         case "mechanism":
             offered = ", ".join(sorted({m for t in tallies for m in t.device.mechanisms})) or "no mechanism"
+            if all(request.mechanism in t.device.mechanisms for t in tallies):
+                return f"no MIG geometry is known for {tallies[0].device.model}"
             return f"offers {offered}, and the slice asks for {request.mechanism}"
         case "label":
             wanted = ", ".join(f"{k}={v}" for k, v in sorted(request.labels.items()))
             return f"device and node do not carry all of the labels {wanted}"
         case "model":
             return f"the slice asks for {' or '.join(sorted(request.device_models))}"
+        case "slots":
+            profiles = sorted({p.name for t in tallies for p in [_profile(t.device, request)] if p is not None})
+            return f"no empty slots where {' or '.join(profiles)} may lie"
         case "devices":
             return f"fewer than {request.devices} devices of one node have room"
 
@@ -271,6 +306,8 @@ def _excess(tally: DeviceTally, request: SliceRequest) -> str:
         return f"{request.memory_mib:,} MiB of memory is more than the {device.usable_mib:,} MiB of such a device"
     if request.compute > min(device.compute, 100):
         return f"{request.compute}% of compute is more than the {device.compute}% of such a device"
+    if _profileless(device, request):
+        return f"no MIG profile of such a device has {request.memory_mib:,} MiB and {request.compute}% of compute"
     if node.cpu_milli is not None and request.cpu_milli > node.cpu_milli:
         return f"{request.cpu_milli:,}m of host CPU is more than the {node.cpu_milli:,}m of the node"
     if node.memory_mib is not None and request.host_memory_mib > node.memory_mib:

@@ -23,6 +23,7 @@ from packer.engine import UNBOUNDED, Bay, Column, Engine, Rack, Spot
 from packer.inventory import Alternative, Device, Inventory, Move, MovePlan, Node, Placement, SliceRequest
 from packer.mix import Mix, Shape, shape_of
 from packer.tenants import Tenant, Tenants
+from packer.topology import Links
 
 _ALTERNATIVES: Final = 3
 
@@ -42,6 +43,8 @@ class Fleet:
         self.devices = tuple(tuple(by_node[n.name]) for n in self.nodes)
         self._index = {d.id: (i, j) for i, row in enumerate(self.devices) for j, d in enumerate(row)}
         racks = [_rack(nodes[n.name], row) for n, row in zip(self.nodes, self.devices, strict=True)]
+        self._links = [Links(row) for row in self.devices]
+        self._linked = any(links.any for links in self._links)
         self.engine = Engine(racks, Adaptive(mix))
         self.tenants = Tenants(self.engine)
         self._placements: dict[int, Placement] = {}
@@ -86,6 +89,9 @@ class Fleet:
         if found is None:
             return None
         steps, spot = found
+        if len(spot.devices) > 1:
+            # Of the devices that are free now the best linked.
+            spot = self._on(request, shape_of(request), spot.node) or spot
         moves = []
         for step in steps:
             source = before[step.key]
@@ -104,6 +110,9 @@ class Fleet:
     def best_move(self, weighed: int) -> tuple[float, tuple[int, Spot]] | None:
         """(gain, (mover, target)) of the move that gains most; None where nobody may move.
 
+        The gain is the cost of the mover's place as if it were placed there now, less that of its new one, which may be
+        on another node without a sibling or on another device of its own node without one.
+
         Movers on the emptiest nodes are weighed, at most so many: those whose leaving frees most.
         """
         engine = self.engine
@@ -116,16 +125,35 @@ class Fleet:
             held = self._group_on_node.get(request.group, Counter())
             shut = {i for i, n in held.items() if n > 0} | {source} if self._spread else {source}
             shut |= {self._index[d][0] for d in request.avoid if d in self._index}
+            # Both slices are held for a while: what fits beside counts the mover where it lies.
+            beside = self._beside(request, tenant)
             self.tenants.leave(tenant.key)
-            target = engine.best(tenant.shape, shut)
-            if target is not None:
-                column = engine.refresh(tenant.shape)
-                engine.spot_on(tenant.shape, source)
-                gain = float(column.cost[source] - column.cost[target.node])
-                if best is None or gain > best[0]:
-                    best = gain, (tenant.key, target)
+            here, _ = engine.weigh(tenant.shape, source, tenant.spot.devices)
+            options = []
+            if (elsewhere := engine.best(tenant.shape, shut)) is not None:
+                options.append((float(engine.refresh(tenant.shape).cost[elsewhere.node]), elsewhere))
+            if len(beside) >= tenant.shape.devices:
+                options.append(engine.weigh(tenant.shape, source, beside))
             self.tenants.put(tenant)
+            if options:
+                there, target = min(options, key=lambda option: option[0])
+                if best is None or here - there > best[0]:
+                    best = here - there, (tenant.key, target)
         return best
+
+    def _beside(self, request: SliceRequest, tenant: Tenant) -> list[int]:
+        """Devices of the mover's own node that could take its sibling while it is still there, spread kept."""
+        source = tenant.spot.node
+        nodes, fits = self.engine.fits(self.engine.column(tenant.shape), np.array([source]))
+        if not len(nodes) or not tenant.shape.devices:
+            return []
+        return [
+            int(j)
+            for j in fits[0].nonzero()[0]
+            if j not in tenant.spot.devices
+            and self.devices[source][j].id not in request.avoid
+            and not (self._spread and self._group_on_device[request.group, source, int(j)])
+        ]
 
     def carry_out(self, move: tuple[int, Spot]) -> Move:
         """Make before break."""
@@ -145,7 +173,9 @@ class Fleet:
         spots = [self._index[d] for d in placement.all_devices if d in self._index]
         key = _key(request.id)
         spot = Spot(spots[0][0], tuple(j for _, j in spots))
-        self.tenants.put(Tenant(key, shape_of(request), spot, request.id not in self._fixed))
+        # Whoever lies on linked devices stays there: moves look for room, not for links.
+        stays = request.id in self._fixed or self._links[spot.node].strength(spot.devices) > (0, 0)
+        self.tenants.put(Tenant(key, shape_of(request), spot, not stays))
         self._placements[key] = placement
         self._count(placement, 1)
 
@@ -159,40 +189,52 @@ class Fleet:
             self._group_on_node.setdefault(group, Counter())[i] += sign
 
     def _best(self, request: SliceRequest, shape: Shape, column: Column) -> Spot | None:
-        special = bool(request.avoid) or (self._spread and bool(self._group_on_node.get(request.group)))
+        by_links = self._linked and shape.devices > 1
+        special = by_links or bool(request.avoid) or (self._spread and bool(self._group_on_node.get(request.group)))
         if not special:
             return self.engine.best(shape)
         cost = column.cost
         held = self._group_on_node.get(request.group, Counter())
         crowded = {i for i, n in held.items() if n > 0} if self._spread else set()
         crowded |= {self._index[d][0] for d in request.avoid if d in self._index}
-        clean = self.engine.best(shape, crowded) if crowded else self.engine.best(shape)
-        if clean is not None:
-            return clean
+        looked = range(len(cost)) if by_links else sorted(crowded)
+        if not by_links:
+            clean = self.engine.best(shape, crowded) if crowded else self.engine.best(shape)
+            if clean is not None:
+                return clean
         options = []
-        for i in sorted(crowded):
-            if self.engine.spot_on(shape, i) is None:
+        for i in looked:
+            if (spot := self._on(request, shape, i)) is None:
                 continue
-            _, fits = self.engine.fits(column, np.array([i]))
-            able = [int(j) for j in fits[0].nonzero()[0]]
-            ranked = sorted(
-                able,
-                key=lambda j: (
-                    self.devices[i][j].id in request.avoid,
-                    self._group_on_device[request.group, i, j],
-                    self.engine.level[i, j],
-                    self.engine.device_sig[i, j],
-                ),
-            )[: max(1, shape.devices)]
             rank = (
-                any(self.devices[i][j].id in request.avoid for j in ranked),
-                sum(self._group_on_device[request.group, i, j] for j in ranked),
-                held[i],
+                any(self.devices[i][j].id in request.avoid for j in spot.devices),
+                sum(self._group_on_device[request.group, i, j] for j in spot.devices) if self._spread else 0,
+                held[i] if self._spread else 0,
+                *(-s for s in self._links[i].strength(spot.devices)),
                 float(cost[i]),
                 int(self.engine.sig[i]),
             )
-            options.append((rank, Spot(i, tuple(sorted(ranked)) if shape.devices else ())))
+            options.append((rank, spot))
         return min(options, key=lambda o: o[0])[1] if options else None
+
+    def _on(self, request: SliceRequest, shape: Shape, i: int) -> Spot | None:
+        """Where on this node the request goes: avoided devices last, spread, then linked ones, then the fullest."""
+        engine = self.engine
+        nodes, fits = engine.fits(engine.column(shape), np.array([i]))
+        if not len(nodes):
+            return None
+        if not shape.devices:
+            return Spot(i, ())
+        engine.spot_on(shape, i)
+
+        def worse(chosen: tuple[int, ...]) -> tuple[tuple[int, int], list[tuple[int, int]]]:
+            avoided = sum(self.devices[i][j].id in request.avoid for j in chosen)
+            siblings = sum(self._group_on_device[request.group, i, j] for j in chosen)
+            keys = [(int(engine.level[i, j]), int(engine.device_sig[i, j])) for j in chosen]
+            return (avoided, siblings if self._spread else 0), sorted(keys)
+
+        able = [int(j) for j in fits[0].nonzero()[0]]
+        return Spot(i, self._links[i].best(able, shape.devices, worse))
 
     def _at(self, request: SliceRequest, spot: Spot, why: str) -> Placement:
         ids = [self.devices[spot.node][j].id for j in spot.devices]

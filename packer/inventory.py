@@ -10,11 +10,16 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 _NO_LABELS: Mapping[str, str] = MappingProxyType({})
+_NO_LINKS: Mapping[str, int] = MappingProxyType({})
 
 
 def _no_labels() -> Mapping[str, str]:
     # A factory, since a mappingproxy is unhashable before Python 3.12 and dataclasses refuse it as a default.
     return _NO_LABELS
+
+
+def _no_links() -> Mapping[str, int]:
+    return _NO_LINKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,8 @@ class Device:
     mechanisms: frozenset[str] = frozenset({"virtual"})
     labels: Mapping[str, str] = field(default_factory=_no_labels)
     healthy: bool = True
+    links: Mapping[str, int] = field(default_factory=_no_links)
+    """By the id of another Device of the Node: how strong the direct link is (number of NVLinks); PCIe alone is 0."""
 
     @property
     def usable_mib(self) -> int:
@@ -93,6 +100,14 @@ class Alternative:
     why: str
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class MigInstance:
+    """A MIG profile at the memory slot where it starts, such as "3g.40gb" at 4."""
+
+    start: int
+    profile: str
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     """A Slice of one Device, given to one Instance."""
@@ -106,6 +121,8 @@ class Placement:
     alternatives: tuple[Alternative, ...] = ()
     more_devices: tuple[str, ...] = ()
     """Further Devices of the Node, for a request that needs several."""
+    mig: tuple[MigInstance, ...] = ()
+    """For the mechanism "mig": the GPU instance on each of `all_devices`, in that order; the slots must be empty."""
 
     @property
     def all_devices(self) -> tuple[str, ...]:
@@ -141,8 +158,8 @@ class ClassRefusal:
     device_class: str
     devices: int
     reason: str
-    """One of: model, label, mechanism, memory, compute, clients, host-cpu, host-memory, devices, unhealthy, too-large,
-    mixed."""
+    """One of: model, label, mechanism, memory, compute, clients, host-cpu, host-memory, slots, devices, unhealthy,
+    too-large, mixed."""
     missing_mib: int = 0
     """Smallest shortfall of free memory over the class."""
     missing_compute: int = 0

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Self
 
-from packer.fit import check_request, obstacles, refuse
+from packer.fit import check_request, obstacles, refuse, windows
 from packer.inventory import Device, Inventory, Node, Placement
 from packer.occupancy import Occupancy
 
@@ -115,16 +115,26 @@ class Ledger:
                 raise AlreadyReserved(
                     f"instance {request.id!r} holds a slice of {entries[request.id].placement.device}; release it first"
                 )
-            tally = occupancy.devices.get(placement.device)
-            if tally is None:
-                raise UnknownDevice(f"instance {request.id!r}: device {placement.device!r} is not in the fleet")
-            if tally.device.node != placement.node:
+            if len(set(placement.all_devices)) != request.devices:
                 raise UnknownDevice(
-                    f"instance {request.id!r}: device {placement.device!r} is on node {tally.device.node!r}, "
-                    f"not on {placement.node!r}"
+                    f"instance {request.id!r}: {len(set(placement.all_devices))} devices are named, "
+                    f"it asks for {request.devices}"
                 )
-            if obstacles(tally, request):
-                raise Oversold(f"instance {request.id!r} on {placement.device}: {refuse([tally], request)}")
+            for number, device in enumerate(placement.all_devices):
+                tally = occupancy.devices.get(device)
+                if tally is None:
+                    raise UnknownDevice(f"instance {request.id!r}: device {device!r} is not in the fleet")
+                if tally.device.node != placement.node:
+                    raise UnknownDevice(
+                        f"instance {request.id!r}: device {device!r} is on node {tally.device.node!r}, "
+                        f"not on {placement.node!r}"
+                    )
+                if obstacles(tally, request):
+                    raise Oversold(f"instance {request.id!r} on {device}: {refuse([tally], request)}")
+                if request.mechanism == "mig" and (
+                    number >= len(placement.mig) or placement.mig[number] not in windows(tally, request)
+                ):
+                    raise Oversold(f"instance {request.id!r} on {device}: names no empty slots that it may take")
             occupancy.add(placement)
             entries[request.id] = Entry(placement)
         return self._with(entries)

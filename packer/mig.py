@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
+from packer.inventory import MigInstance as Instance
+
 
 @dataclass(frozen=True, slots=True)
 class Profile:
@@ -107,12 +109,20 @@ GEOMETRIES: Final[Mapping[str, Geometry]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Instance:
-    """A profile at a start."""
+@lru_cache(maxsize=1_024)
+def geometry_of(model: str, memory_mib: int) -> Geometry | None:
+    """The geometry of a device by its model's name, as the driver or the table spells it, and its memory in MiB.
 
-    start: int
-    profile: str
+    "A100-40" and "NVIDIA A100-SXM4-40GB" are one: the family must be a word of the name, and the memory within a
+    tenth of what the profile of the whole device has. None where the table has no such device.
+    """
+    words = model.upper().replace("-", " ").split()
+    for geometry in GEOMETRIES.values():
+        family = geometry.model.partition("-")[0]
+        whole = geometry.profiles[-1].memory_mib
+        if family in words and 0.9 * whole <= memory_mib <= 1.1 * whole:
+            return geometry
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +135,7 @@ class InstanceMove:
     target: Instance
 
 
+#: What lies on one device.
 Layout = frozenset[Instance]
 _STRANDED: Final = 10.0
 """Worth lost with each slot that is stranded; a slot in use is worth about one."""
@@ -238,6 +249,27 @@ def stranded(model: str, layout: Layout) -> int:
     return geometry.slots - used - len(reached)
 
 
+@lru_cache(maxsize=65_536)
+def worth(model: str, layout: Layout, mix: tuple[tuple[str, float], ...]) -> float:
+    """Expected use of what is left, in slots; mix holds profiles and their weights, which sum to 1."""
+    geometry = GEOMETRIES[model]
+    useful = sum(w * geometry.profile(p).size * capacity(model, layout, p) for p, w in mix)
+    return useful - _STRANDED * stranded(model, layout)
+
+
+@lru_cache(maxsize=65_536)
+def choice(model: str, layout: Layout, profile: str, mix: tuple[tuple[str, float], ...]) -> tuple[float, int] | None:
+    """(loss of worth, start) of the best start on such a device; None where there is none."""
+    found = min(
+        (
+            (round(worth(model, layout, mix) - worth(model, layout | {Instance(s, profile)}, mix), 9), -s)
+            for s in openings(model, layout, profile)
+        ),
+        default=None,
+    )
+    return None if found is None else (found[0], -found[1])
+
+
 class MigFleet:
     """Layouts of many devices of one model, and the best place for the next instance."""
 
@@ -246,13 +278,11 @@ class MigFleet:
             raise ValueError(f"model {model!r} has no MIG geometry; known are {', '.join(GEOMETRIES)}")
         self.model = model
         self.geometry = GEOMETRIES[model]
-        self._mix = {p: w / sum(mix.values()) for p, w in sorted(mix.items())}
+        self._mix = tuple((p, w / sum(mix.values())) for p, w in sorted(mix.items()))
         self._layouts: list[Layout] = [frozenset()] * count
         self._of: dict[Layout, set[int]] = {frozenset(): set(range(count))}
         self._stamps = [0] * count
         self._events = 0
-        self._worth: dict[Layout, float] = {}
-        self._best: dict[tuple[Layout, str], tuple[float, int] | None] = {}
 
     def layout(self, device: int) -> Layout:
         """What lies on a device."""
@@ -260,39 +290,20 @@ class MigFleet:
 
     def worth(self, layout: Layout) -> float:
         """Expected use of what is left, in slots."""
-        known = self._worth.get(layout)
-        if known is None:
-            useful = sum(
-                w * self.geometry.profile(p).size * capacity(self.model, layout, p) for p, w in self._mix.items()
-            )
-            known = self._worth[layout] = useful - _STRANDED * stranded(self.model, layout)
-        return known
-
-    def _choice(self, layout: Layout, profile: str) -> tuple[float, int] | None:
-        """(loss of worth, start) of the best start on such a device; None where there is none."""
-        key = layout, profile
-        if key not in self._best:
-            self._best[key] = min(
-                (
-                    (round(self.worth(layout) - self.worth(layout | {Instance(s, profile)}), 9), -s)
-                    for s in openings(self.model, layout, profile)
-                ),
-                default=None,
-            )
-        return self._best[key]
+        return worth(self.model, layout, self._mix)
 
     def place(self, profile: str, shut: Collection[int] = ()) -> tuple[int, Instance] | None:
         """Create an instance where it costs least; None where it fits nowhere. Devices that are shut take nothing."""
         found: tuple[tuple[float, float, tuple[Instance, ...]], Layout, int, list[int]] | None = None
         for layout, devices in self._of.items():
-            choice = self._choice(layout, profile)
-            if choice is None:
+            best = choice(self.model, layout, profile, self._mix)
+            if best is None:
                 continue
-            rank = (choice[0], self.worth(layout), tuple(sorted(layout)))
+            rank = (best[0], self.worth(layout), tuple(sorted(layout)))
             if found is None or rank < found[0]:
                 able = [d for d in devices if d not in shut] if shut else list(devices)
                 if able:
-                    found = rank, layout, -choice[1], able
+                    found = rank, layout, best[1], able
         if found is None:
             return None
         _, layout, start, able = found

@@ -2,7 +2,7 @@
 
 Every plan is ordered make-before-break: at no step is a device oversold, though each mover holds two slices while it
 moves. On fleets of up to 16 devices the plan has the fewest moves there are; on larger ones few moves of small slices,
-found by search.
+found by search. Slices of MIG are moved for each other only (`partition`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from packer.exact import least_moves
 from packer.fit import check_request
 from packer.inventory import Inventory, MovePlan, SliceRequest
+from packer.partition import make_room_mig
 
 if TYPE_CHECKING:
     from packer.mix import Mix
@@ -36,6 +37,10 @@ def make_room(
     A request that fits as things lie gets a plan without moves.
     """
     check_request(request)
+    if request.mechanism == "mig":
+        return make_room_mig(inventory, request, fixed, most)
+    # Slices of MIG lie in slots, which only they know how to change.
+    fixed = {*fixed, *(p.request.id for p in inventory.placements if p.request.mechanism == "mig")}
     if len(inventory.devices) <= SMALL and request.devices == 1:
         return least_moves(inventory, request, fixed, most)
     from packer.fleet import Fleet

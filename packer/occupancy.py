@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from packer.inventory import Device, Inventory, Node, Placement, SliceRequest
+from packer.inventory import Device, Inventory, MigInstance, Node, Placement, SliceRequest
 
 
 class NodeTally:
@@ -41,7 +41,7 @@ class NodeTally:
 class DeviceTally:
     """What is taken of one Device, and by whom."""
 
-    __slots__ = ("compute", "device", "groups", "host", "mechanisms", "memory_mib", "requests")
+    __slots__ = ("compute", "device", "groups", "host", "layout", "mechanisms", "memory_mib", "requests")
 
     def __init__(self, device: Device, host: NodeTally) -> None:
         self.device = device
@@ -51,6 +51,7 @@ class DeviceTally:
         self.groups: Counter[str] = Counter()
         self.mechanisms: Counter[str] = Counter()
         self.requests: dict[str, SliceRequest] = {}
+        self.layout: frozenset[MigInstance] = frozenset()
 
     @property
     def free_mib(self) -> int:
@@ -106,7 +107,7 @@ class Occupancy:
             host.cpu_milli += request.cpu_milli
             host.host_memory_mib += request.host_memory_mib
             host.groups[request.group] += 1
-        for device in placement.all_devices:
+        for number, device in enumerate(placement.all_devices):
             if (tally := self.devices.get(device)) is None:
                 continue
             tally.memory_mib += request.memory_mib
@@ -114,6 +115,28 @@ class Occupancy:
             tally.groups[request.group] += 1
             tally.mechanisms[request.mechanism] += 1
             tally.requests[request.id] = request
+            if number < len(placement.mig):
+                tally.layout |= {placement.mig[number]}
+
+    def remove(self, instance: str) -> Placement:
+        """Count an Instance no more."""
+        placement = self.holders.pop(instance)
+        request = placement.request
+        if (host := self.nodes.get(placement.node)) is not None:
+            host.cpu_milli -= request.cpu_milli
+            host.host_memory_mib -= request.host_memory_mib
+            host.groups[request.group] -= 1
+        for number, device in enumerate(placement.all_devices):
+            if (tally := self.devices.get(device)) is None:
+                continue
+            tally.memory_mib -= request.memory_mib
+            tally.compute -= request.compute
+            tally.groups[request.group] -= 1
+            tally.mechanisms -= Counter({request.mechanism: 1})
+            del tally.requests[request.id]
+            if number < len(placement.mig):
+                tally.layout -= {placement.mig[number]}
+        return placement
 
 
 def carries(labels: Mapping[str, str], tally: DeviceTally) -> bool:

@@ -13,11 +13,13 @@ either, and a `NoFit` speaks of the inventory as the whole batch leaves it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from packer.fit import check_request, obstacles, refuse, refuse_several
 from packer.inventory import Alternative, Inventory, NoFit, Placement, SliceRequest
 from packer.occupancy import DeviceTally, NodeTally, Occupancy
+from packer.partition import place_mig, room_mig
 from packer.score import Score, score, settle
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ def place(inventory: Inventory, requests: Sequence[SliceRequest], *, mix: Mix | 
     for request in requests:
         check_request(request)
     occupancy = Occupancy(inventory)
+    if any(r.mechanism == "mig" for r in requests):
+        return _place_with_mig(occupancy, inventory, requests, mix)
     if mix is not None or len(inventory.devices) > _INDEXED_FROM or any(r.devices > 1 for r in requests):
         return _place_by_mix(occupancy, inventory, requests, mix)
     largest = _largest_mib(inventory)
@@ -49,6 +53,27 @@ def place(inventory: Inventory, requests: Sequence[SliceRequest], *, mix: Mix | 
             placed[index] = placement
             occupancy.add(placement)
     return [placed.get(i) or refuse(occupancy.devices.values(), request) for i, request in enumerate(requests)]
+
+
+def _place_with_mig(
+    occupancy: Occupancy, inventory: Inventory, requests: Sequence[SliceRequest], mix: Mix | None
+) -> list[Placement | NoFit]:
+    """Slices of MIG first, the largest first of all, then the others on what is left."""
+    largest = _largest_mib(inventory)
+    others = [r for r in requests if r.mechanism != "mig"]
+    wanted = [r for r in requests if r.mechanism == "mig"]
+    placed: dict[str, Placement | NoFit] = {}
+    for request in sorted(wanted, key=lambda r: -r.devices * _size(r, largest)):
+        if (placement := place_mig(occupancy, request)) is not None:
+            occupancy.add(placement)
+            placed[request.id] = placement
+    inventory = replace(inventory, placements=tuple(occupancy.holders.values()))
+    for request, result in zip(others, place(inventory, others, mix=mix) if others else (), strict=True):
+        placed[request.id] = result
+        if isinstance(result, Placement):
+            occupancy.add(result)
+    tallies = occupancy.devices
+    return [placed.get(r.id) or (refuse if r.devices == 1 else refuse_several)(tallies.values(), r) for r in requests]
 
 
 def _place_by_mix(
@@ -142,4 +167,6 @@ def _device_room(tally: DeviceTally, request: SliceRequest) -> int:
     if obstacles(tally, request):
         return 0
     count = min(tally.free_mib // request.memory_mib, tally.free_clients)
+    if request.mechanism == "mig":
+        count = min(count, room_mig(tally, request))
     return min(count, tally.free_compute // request.compute) if request.compute else count

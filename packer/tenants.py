@@ -22,9 +22,9 @@ import numpy as np
 from packer.engine import Column, Engine, Spot
 from packer.mix import Shape
 
-_ATTEMPTS: Final = 16
+_ATTEMPTS: Final = 200
 """Candidate nodes tried in earnest for one shape."""
-_NESTED_ATTEMPTS: Final = 3
+_NESTED_ATTEMPTS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +230,7 @@ def _covered(shape: Shape, cpu: int, ram: int) -> float:
     return covered
 
 
-def _promising(engine: Engine, column: Column, eligible: Any, most: int = 96) -> list[int]:
+def _promising(engine: Engine, column: Column, eligible: Any, most: int = 700) -> list[int]:
     """Nodes nearest to taking the shape: least is missing of devices and host, relative to what the shape asks."""
     shape = column.shape
     nodes = eligible.nonzero()[0]

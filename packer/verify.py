@@ -10,7 +10,8 @@ from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import replace
 
-from packer.inventory import Device, Inventory, MovePlan, Node, NoFit, Placement, SliceRequest
+from packer.inventory import Device, Inventory, MigInstance, MovePlan, Node, NoFit, Placement, SliceRequest
+from packer.mig import geometry_of, verify_layout
 
 
 def verify(inventory: Inventory, placed: Collection[str] = ()) -> list[str]:
@@ -46,6 +47,11 @@ def verify(inventory: Inventory, placed: Collection[str] = ()) -> list[str]:
             problems.append(f"instance {p.request.id}: its node {p.node} is unknown")
         if device is not None and device.node != p.node:
             problems.append(f"instance {p.request.id}: device {p.device} is on node {device.node}, not on {p.node}")
+        if p.mig and (len(p.mig) != 1 + len(p.more_devices) or p.request.mechanism != "mig"):
+            problems.append(
+                f"instance {p.request.id}: names {len(p.mig)} GPU instances on {1 + len(p.more_devices)} devices, "
+                f"by mechanism {p.request.mechanism}"
+            )
         for further in p.more_devices:
             if (other := devices.get(further)) is None or other.node != p.node:
                 problems.append(f"instance {p.request.id}: its device {further} is not on node {p.node}")
@@ -66,15 +72,10 @@ def verify_refusal(inventory: Inventory, refused: NoFit) -> list[str]:
     problems: list[str] = []
     request = refused.request
     for device in inventory.devices if request.devices == 1 else ():
-        alone = Inventory(
-            tuple(n for n in inventory.nodes if n.name == device.node),
-            tuple(d for d in inventory.devices if d.node == device.node),
-            (
-                *(p for p in inventory.placements if p.node == device.node and p.request.id != request.id),
-                Placement(request, device.id, device.node),
-            ),
-        )
-        if not verify(alone, (request.id,)):
+        node = next(n for n in inventory.nodes if n.name == device.node)
+        others = tuple(p for p in inventory.placements if p.node == device.node and p.request.id != request.id)
+        beside = tuple(d for d in inventory.devices if d.node == device.node)
+        if _would_take(node, device, beside, others, request):
             problems.append(f"device {device.id} would take {request.id}")
     counted = sum(r.devices for r in refused.refusals)
     if counted != len(inventory.devices):
@@ -93,6 +94,21 @@ def verify_refusal(inventory: Inventory, refused: NoFit) -> list[str]:
         }:
             problems.append(f"{refusal.device_class}: on no device exactly {refusal.missing_compute}% are missing")
     return problems
+
+
+def _would_take(
+    node: Node, device: Device, beside: tuple[Device, ...], others: tuple[Placement, ...], request: SliceRequest
+) -> bool:
+    """Whether the request, for one slice, could lie on the device; for MIG in any profile at any start."""
+    geometry = geometry_of(device.model, device.memory_mib) if request.mechanism == "mig" else None
+    ways: list[tuple[MigInstance, ...]] = [()]
+    if geometry is not None:
+        ways = [(MigInstance(s, p.name),) for p in geometry.profiles for s in p.starts]
+    one = replace(request, devices=1)
+    return any(
+        not verify(Inventory((node,), beside, (*others, Placement(one, device.id, node.name, mig=way))), (request.id,))
+        for way in ways
+    )
 
 
 def _twice(what: str, names: list[str]) -> list[str]:
@@ -135,7 +151,31 @@ def _overfull_device(device: Device, held: list[Placement]) -> list[str]:
         problems.append(f"{len(held)} clients, of which it can serve {device.max_clients}")
     if len({p.request.mechanism for p in held}) > 1:
         problems.append(f"mechanisms {', '.join(sorted({p.request.mechanism for p in held}))} at once")
-    return problems
+    return problems + _wrong_layout(device, [p for p in held if p.request.mechanism == "mig"])
+
+
+def _wrong_layout(device: Device, held: list[Placement]) -> list[str]:
+    """What the driver would not allow of the MIG slices on one device."""
+    geometry = geometry_of(device.model, device.memory_mib)
+    if geometry is None:
+        return [f"no MIG geometry is known for {device.model}"] if held else []
+    problems = []
+    layout = []
+    for p in held:
+        number = (p.device, *p.more_devices).index(device.id)
+        if number >= len(p.mig):
+            problems.append(f"{p.request.id} has MIG slots and they are not recorded")
+            continue
+        instance = p.mig[number]
+        layout.append(instance)
+        fits = [
+            profile.memory_mib >= p.request.memory_mib and 100 * profile.slices >= p.request.compute * geometry.slices
+            for profile in geometry.profiles
+            if profile.name == instance.profile
+        ]
+        if fits == [False]:
+            problems.append(f"{instance.profile} is too small for {p.request.id}")
+    return problems + verify_layout(geometry.model, layout)
 
 
 def _overfull_node(node: Node, held: list[Placement]) -> list[str]:
@@ -181,32 +221,19 @@ def _reason_holds(reason: str, request: SliceRequest, device: Device, inventory:
         case "label":
             return any(v not in (device.labels.get(k), node.labels.get(k)) for k, v in request.labels.items())
         case "mechanism":
-            return request.mechanism not in device.mechanisms
+            unknown = geometry_of(device.model, device.memory_mib) is None
+            return request.mechanism not in device.mechanisms or (request.mechanism == "mig" and unknown)
         case "devices":
-            able = [
-                d
-                for d in inventory.devices
-                if d.node == device.node
-                and not verify(
-                    Inventory(
-                        (node,),
-                        tuple(o for o in inventory.devices if o.node == device.node),
-                        (
-                            *(p for p in inventory.placements if p.node == device.node),
-                            Placement(replace(request, devices=1), d.id, d.node),
-                        ),
-                    ),
-                    (request.id,),
-                )
-            ]
+            beside = tuple(d for d in inventory.devices if d.node == device.node)
+            others = tuple(p for p in inventory.placements if p.node == device.node)
+            able = [d for d in beside if _would_take(node, d, beside, others, request)]
             return len(able) < request.devices
         case "too-large":
-            empty = Inventory(
-                (replace(node, schedulable=True),),
-                (replace(device, healthy=True),),
-                (Placement(request, device.id, node.name),),
-            )
-            return bool(verify(empty))
+            whole = replace(device, healthy=True)
+            return not _would_take(replace(node, schedulable=True), whole, (whole,), (), request)
+        case "slots":
+            others = tuple(p for p in inventory.placements if device.id in (p.device, *p.more_devices))
+            return not _would_take(node, device, (device,), tuple(replace(p, node=node.name) for p in others), request)
         case _:
             return False
 

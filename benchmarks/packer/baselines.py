@@ -133,4 +133,4 @@ class FGD(_ByName):
 
 
 def _tightest(engine: Engine, nodes: Array, fits: Array) -> Array:
-    return np.where(fits, engine.level[nodes], 127).argmin(1)
+    return np.asarray(np.where(fits, engine.level[nodes], 127).argmin(1))

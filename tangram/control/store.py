@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
-from packer.inventory import Alternative, Placement, SliceRequest
+from packer.inventory import Alternative, MigInstance, Placement, SliceRequest
 from tangram.control.views import DecisionView, EventView
 from tangram.core.keys import Key
 from tangram.core.replica import Phase, Replica
@@ -378,6 +378,7 @@ def _replica(record: Mapping[str, Any]) -> Replica:
         request[key] = frozenset(request[key])
     placement["request"] = SliceRequest(**request)
     placement["more_devices"] = tuple(placement.get("more_devices", ()))
+    placement["mig"] = tuple(MigInstance(**i) for i in placement.get("mig", ()))
     placement["alternatives"] = tuple(Alternative(**a) for a in placement["alternatives"])
     known = {f.name: record[f.name] for f in fields(Replica) if f.name in record}
     return Replica(**{**known, "phase": Phase(record["phase"]), "placement": Placement(**placement)})

@@ -69,6 +69,41 @@ def test_what_fits_needs_no_moves(way: str) -> None:
     assert plan.moves == ()
 
 
+def test_the_fewest_moves_are_proven() -> None:
+    pytest.importorskip("ortools")
+    inventory = machine([100, 100], {"a": (0, 20), "b": (0, 20), "c": (1, 20), "d": (1, 20)})
+    assert exact.fewest(inventory, SliceRequest("new", "new", 100)) == 2
+    assert exact.fewest(inventory, SliceRequest("new", "new", 60)) == 0
+    assert exact.fewest(inventory, SliceRequest("new", "new", 100), fixed=("a", "c")) is None
+
+
+def test_of_plans_as_short_the_one_that_keeps_a_group_apart_is_taken(way: str) -> None:
+    # "new" needs a whole device. Either a goes to b's device, or b to a's, or either to c's: only c is no sibling of a.
+    held = {"a": (0, 40), "b": (1, 40), "c": (2, 41), "d": (3, 90)}
+    inventory = machine([100, 100, 100, 100], held)
+    groups = {"a": "m", "b": "m"}
+    inventory = Inventory(
+        inventory.nodes,
+        inventory.devices,
+        tuple(
+            Placement(SliceRequest(r.id, groups.get(r.id, r.group), r.memory_mib), p.device, p.node)
+            for p in inventory.placements
+            for r in (p.request,)
+        ),
+    )
+    plan = make_room(inventory, SliceRequest("new", "new", 100))
+    assert plan is not None
+    assert len(plan.moves) == 1
+    after = carry_out(inventory, plan)
+    assert verify(after) == []
+    devices = [p.device for p in after.placements if p.request.group == "m"]
+    assert len(set(devices)) == 2
+    # A newcomer of the group goes where no sibling lies, though it would fit beside one as well.
+    newcomer = make_room(inventory, SliceRequest("m-2", "m", 55))
+    assert newcomer is not None
+    assert newcomer.placement.device == "n/gpu-2"
+
+
 def test_random_machines_never_oversell_on_the_way(way: str) -> None:
     rng = Random(1)
     plans = 0

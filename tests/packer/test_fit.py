@@ -125,8 +125,8 @@ def test_best_effort_compute_counts_nothing() -> None:
         ),
         (
             fleet(
-                device(mechanisms=frozenset({"mps", "mig"})),
-                placements=(held(device(mechanisms=frozenset({"mps", "mig"})), mechanism="mps"),),
+                device(memory=81_920, mechanisms=frozenset({"mps", "mig"})),
+                placements=(held(device(memory=81_920, mechanisms=frozenset({"mps", "mig"})), mechanism="mps"),),
             ),
             SliceRequest("r", "m", 1, mechanism="mig"),
             "mixed",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from random import Random
 
+import pytest
+
 from packer.adaptive import Adaptive
 from packer.defrag import defragment
 from packer.engine import Bay, Engine, Rack
@@ -12,7 +14,7 @@ from packer.fleet import Fleet
 from packer.inventory import Device, Inventory, Node, NoFit, Placement, SliceRequest
 from packer.mix import Mix, Shape
 from packer.moves import carry_out, make_room
-from packer.place import place
+from packer.place import place, room
 from packer.tenants import Tenants
 from packer.verify import verify, verify_plan, verify_refusal
 
@@ -118,6 +120,47 @@ def test_replicas_still_spread_with_a_mix() -> None:
     requests = [SliceRequest(f"m-{i}", "m", 1_000, mechanism="mps") for i in range(6)]
     results = place(inventory(3, 2), requests, mix=Mix.recent(requests))
     assert len({r.device for r in results if isinstance(r, Placement)}) == 6
+
+
+def small_machines(nodes: int, per_node: int, cpu: int | None = None) -> Inventory:
+    """Devices of 1,000 MiB, each with a slice of 400 MiB and 20% of a group of its own."""
+    devices = tuple(Device(f"n{i}/gpu-{j}", f"n{i}", "GPU", 1_000) for i in range(nodes) for j in range(per_node))
+    held = tuple(
+        Placement(SliceRequest(f"{d.id}-r", f"{d.id}-m", 400, compute=20, cpu_milli=1_000), d.id, d.node)
+        for d in devices
+    )
+    return Inventory(tuple(Node(f"n{i}", cpu) for i in range(nodes)), devices, held)
+
+
+WHOLE = Mix.of({Shape(compute=80, memory_mib=900, mechanism="virtual"): 1.0})
+
+
+@pytest.mark.parametrize(("nodes", "per_node"), [(1, 2), (2, 2), (2, 1), (1, 8)])
+def test_small_machines_are_defragmented_within_and_across_nodes(nodes: int, per_node: int) -> None:
+    before = small_machines(nodes, per_node)
+    assert room(before, SliceRequest("x", "x", 900, compute=80)) == 0
+    (move,) = defragment(before, WHOLE, most=1)
+    after = replace(before, placements=tuple(move.target if p == move.source else p for p in before.placements))
+    assert verify(after) == []
+    assert room(after, SliceRequest("x", "x", 900, compute=80)) == 1
+
+
+def test_a_move_within_a_node_needs_its_host_for_both_at_once() -> None:
+    assert defragment(small_machines(1, 2, cpu=3_000), WHOLE)
+    assert defragment(small_machines(1, 2, cpu=2_000), WHOLE) == []
+
+
+def test_defragmentation_puts_no_siblings_on_one_device() -> None:
+    before = small_machines(1, 2)
+    alike = tuple(replace(p, request=replace(p.request, group="same")) for p in before.placements)
+    assert defragment(replace(before, placements=alike), WHOLE) == []
+
+
+def test_different_devices_on_one_node_have_prices_too() -> None:
+    devices = (Device("n/gpu-0", "n", "T4", 300), Device("n/gpu-1", "n", "A100", 800))
+    requests = [SliceRequest("large", "m", 500), SliceRequest("small", "k", 250)]
+    found = place(Inventory((Node("n"),), devices), requests, mix=Mix.recent(requests))
+    assert all(isinstance(f, Placement) for f in found)
 
 
 def test_several_devices_of_one_node() -> None:

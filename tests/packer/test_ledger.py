@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from packer.inventory import Device, Inventory, Node, NoFit, Placement, SliceRequest
@@ -108,3 +110,19 @@ def test_the_fleet_may_change_under_the_promises() -> None:
     smaller = books.with_fleet(books.nodes, [Device("a/gpu-0", "a", "A100", 500)])
     assert smaller.oversold() == ("a/gpu-0",)
     assert smaller.balance("a/gpu-0").guaranteed_mib == 600
+
+
+def test_every_device_of_a_slice_of_several_is_looked_at() -> None:
+    devices = tuple(Device(f"a/gpu-{i}", "a", "A100", 1_000) for i in range(3))
+    books = Ledger((Node("a"),), devices).reserve(
+        Placement(SliceRequest("x", "m", 600), "a/gpu-1", "a"),
+    )
+    wide = Placement(SliceRequest("wide", "m", 600, devices=2), "a/gpu-0", "a", more_devices=("a/gpu-1",))
+    with pytest.raises(Oversold, match=r"'wide' on a/gpu-1: .*200 MiB more memory"):
+        books.reserve(wide)
+    with pytest.raises(UnknownDevice, match="1 devices are named, it asks for 2"):
+        books.reserve(replace(wide, more_devices=()))
+    with pytest.raises(UnknownDevice, match="'a/gpu-9' is not in the fleet"):
+        books.reserve(replace(wide, more_devices=("a/gpu-9",)))
+    after = books.reserve(replace(wide, more_devices=("a/gpu-2",)))
+    assert [after.balance(d.id).guaranteed_mib for d in devices] == [600, 600, 600]

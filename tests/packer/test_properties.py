@@ -9,10 +9,13 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from packer.defrag import defragment
 from packer.inventory import Device, Inventory, Node, NoFit, Placement, SliceRequest
 from packer.ledger import Ledger
+from packer.mix import Mix
+from packer.moves import make_room
 from packer.place import place, room
-from packer.verify import verify, verify_refusal
+from packer.verify import verify, verify_plan, verify_refusal
 
 MODELS = ("A100", "T4")
 POOLS = ("x", "y")
@@ -135,6 +138,36 @@ def test_names_and_order_of_nodes_and_devices_change_no_outcome(
         twin, mirrored = admit(twin, batch)
         assert [outcome(r) for r in results] == [outcome(r) for r in mirrored]
     assert shape(inventory) == shape(twin)
+
+
+@settings(deadline=None, max_examples=25)
+@given(fleets(), batches(), st.randoms(use_true_random=False))
+def test_devices_that_fail_and_come_back_take_nothing_meanwhile(
+    inventory: Inventory, sequence: list[list[SliceRequest]], rng: Random
+) -> None:
+    """On the engine: by mix, with several devices, moves, defragmentation and the ledger."""
+    books = Ledger.rebuild(inventory)
+    mix = Mix.recent([replace(r, mechanism="mps") for batch in sequence for r in batch])
+    for batch in sequence:
+        devices = [replace(d, healthy=d.healthy != (rng.random() < 0.3)) for d in books.devices]
+        books = books.with_fleet(books.nodes, devices)
+        broken = {d.id for d in devices if not d.healthy}
+        batch = [replace(r, mechanism="mps", devices=rng.choice((1, 1, 2))) for r in batch]
+        results = place(books.inventory(), batch, mix=mix)
+        found = [r for r in results if isinstance(r, Placement)]
+        assert not broken & {d for p in found for d in p.all_devices}
+        books = books.reserve(*found)
+        for refused in (r for r in results if isinstance(r, NoFit)):
+            assert verify_refusal(books.inventory(), refused) == []
+            plan = make_room(books.inventory(), refused.request, most=2, mix=mix)
+            if plan is not None:
+                assert verify_plan(books.inventory(), plan) == []
+                assert not broken & {d for m in plan.moves for d in m.target.all_devices}
+        for move in defragment(books.inventory(), mix, least_gain=1.0):
+            assert not broken & {*move.target.all_devices}
+            books = books.release(move.instance).reserve(move.target)
+        assert verify(books.inventory()) == []
+        assert books.oversold() == ()
 
 
 def renamed(inventory: Inventory, rng: Random) -> Inventory:

@@ -1,0 +1,169 @@
+"""MIG in the running API: profiles, slots, refusals and moves, re-checked from the table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from packer.inventory import Device, Inventory, MigInstance, Node, NoFit, Placement, SliceRequest
+from packer.ledger import Ledger, Oversold
+from packer.mix import Mix
+from packer.moves import carry_out, make_room
+from packer.place import place, room
+from packer.verify import verify, verify_plan, verify_refusal
+
+MIG = frozenset({"mps", "mig"})
+
+
+def devices(count: int, model: str = "NVIDIA A100-SXM4-80GB", memory: int = 81_920, node: str = "n") -> Inventory:
+    return Inventory(
+        (Node(node),), tuple(Device(f"{node}/gpu-{i}", node, model, memory, mechanisms=MIG) for i in range(count))
+    )
+
+
+def slice_of(name: str, memory: int, compute: int = 0, **fields: int) -> SliceRequest:
+    return SliceRequest(name, name, memory, compute=compute, mechanism="mig", **fields)
+
+
+def fill(inventory: Inventory, *requests: SliceRequest) -> Inventory:
+    found = [r for r in place(inventory, requests) if isinstance(r, Placement)]
+    assert len(found) == len(requests)
+    after = replace(inventory, placements=(*inventory.placements, *found))
+    assert verify(after, [r.id for r in requests]) == []
+    return after
+
+
+@pytest.mark.parametrize(
+    ("memory", "compute", "profile"),
+    [
+        (9_000, 14, "1g.10gb"),
+        (19_000, 0, "1g.20gb"),
+        (9_000, 15, "2g.20gb"),
+        (9_000, 50, "4g.40gb"),
+        (80_000, 0, "7g.80gb"),
+    ],
+)
+def test_memory_and_compute_choose_the_profile(memory: int, compute: int, profile: str) -> None:
+    (lies,) = fill(devices(1), slice_of("a", memory, compute)).placements
+    assert [i.profile for i in lies.mig] == [profile]
+
+
+def test_sums_that_fit_but_slots_that_do_not_are_refused() -> None:
+    # Two 3g take all eight memory slots: one compute slice and 28 GB are left that nothing can reach.
+    inventory = fill(devices(1), slice_of("a", 21_000, 40), slice_of("b", 21_000, 40))
+    (refused,) = place(inventory, [slice_of("c", 9_000, 10)])
+    assert isinstance(refused, NoFit)
+    assert [r.reason for r in refused.refusals] == ["slots"]
+    assert "no empty slots where 1g.10gb may lie" in str(refused)
+    assert verify_refusal(inventory, refused) == []
+
+
+def test_no_profile_is_as_large_and_no_geometry_is_known() -> None:
+    (refused,) = place(devices(1, "A30", 24_576), [slice_of("a", 20_000, 10)])
+    assert isinstance(refused, Placement)
+    (large,) = place(devices(1, "A30", 24_576), [slice_of("b", 24_577)])
+    assert isinstance(large, NoFit)
+    assert large.permanent
+    (unknown,) = place(devices(1, "T4", 16_000), [slice_of("c", 1_000)])
+    assert isinstance(unknown, NoFit)
+    assert "no MIG geometry is known for T4" in str(unknown)
+    assert verify_refusal(devices(1, "T4", 16_000), unknown) == []
+
+
+def test_room_counts_slots() -> None:
+    assert room(devices(2), slice_of("x", 9_000)) == 14
+    assert room(devices(2), slice_of("x", 19_000)) == 8
+    assert room(devices(2), slice_of("x", 9_000, 40)) == 4
+
+
+def test_illegal_layouts_are_reported() -> None:
+    inventory = devices(1)
+    device = inventory.devices[0].id
+
+    def lies(name: str, *instances: MigInstance) -> Placement:
+        return Placement(slice_of(name, 9_000), device, "n", mig=instances)
+
+    for placements, words in (
+        ((lies("a"),), "not recorded"),
+        ((lies("a", MigInstance(7, "1g.10gb")),), "may not start at slot 7"),
+        ((lies("a", MigInstance(0, "3g.40gb")), lies("b", MigInstance(3, "1g.10gb"))), "slot 3 is both"),
+        ((Placement(slice_of("a", 11_000), device, "n", mig=(MigInstance(0, "1g.10gb"),)),), "too small for a"),
+        ((lies("a", MigInstance(0, "5g.50gb")),), "no profile"),
+    ):
+        assert any(words in p for p in verify(replace(inventory, placements=placements)))
+
+
+def test_the_ledger_reserves_only_empty_slots() -> None:
+    books = Ledger.rebuild(fill(devices(1), slice_of("a", 9_000)))
+    (held,) = books.inventory().placements
+    again = replace(held, request=replace(held.request, id="b"))
+    with pytest.raises(Oversold, match="no empty slots"):
+        books.reserve(again)
+    with pytest.raises(Oversold, match="no empty slots"):
+        books.reserve(replace(again, mig=()))
+
+
+def test_a_move_empties_slots_for_a_large_profile() -> None:
+    inventory = fill(devices(2), slice_of("a", 9_000), slice_of("b", 60_000))
+    held = {p.request.id: p for p in inventory.placements}
+    assert held["a"].device != held["b"].device
+    apart = replace(inventory, placements=(held["a"],))
+    other = Placement(slice_of("c", 9_000), held["b"].device, "n", mig=(MigInstance(6, "1g.10gb"),))
+    crowded = replace(apart, placements=(held["a"], other))
+    request = slice_of("whole", 70_000)
+    assert isinstance(place(crowded, [request])[0], NoFit)
+    plan = make_room(crowded, request)
+    assert plan is not None
+    assert len(plan.moves) == 1
+    assert verify_plan(crowded, plan) == []
+    assert verify(carry_out(crowded, plan)) == []
+    assert make_room(crowded, request, fixed=("a", "c")) is None
+
+
+def test_several_devices_get_an_instance_each() -> None:
+    (lies,) = fill(devices(3), slice_of("wide", 30_000, 40, devices=2)).placements
+    assert len(lies.mig) == 2
+    assert len(set(lies.all_devices)) == 2
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10_000))
+def test_no_sequence_makes_an_illegal_layout(seed: int) -> None:
+    rng = Random(seed)
+    first = devices(2, "A100-40", 40_960, "a")
+    second = devices(2, "A30-24", 24_576, "b")
+    inventory = Inventory(first.nodes + second.nodes, first.devices + second.devices)
+    for number in range(25):
+        request = SliceRequest(
+            f"r{number}",
+            f"g{rng.randrange(4)}",
+            rng.choice((4_000, 5_500, 9_000, 18_000, 30_000)),
+            compute=rng.choice((0, 10, 30, 50)),
+            mechanism=rng.choice(("mig", "mig", "mps")),
+            devices=rng.choice((1, 1, 1, 2)),
+        )
+        mix = rng.choice((None, Mix.recent([request])))
+        (result,) = place(inventory, [request], mix=mix)
+        if isinstance(result, Placement):
+            inventory = replace(inventory, placements=(*inventory.placements, result))
+        else:
+            assert verify_refusal(inventory, result) == []
+            plan = make_room(inventory, request, most=3)
+            if plan is not None:
+                assert verify_plan(inventory, plan) == []
+                inventory = carry_out(inventory, plan)
+        if rng.random() < 0.3 and inventory.placements:
+            gone = rng.choice(inventory.placements)
+            inventory = replace(inventory, placements=tuple(p for p in inventory.placements if p != gone))
+        if rng.random() < 0.2:
+            broken = rng.choice(inventory.devices)
+            inventory = replace(
+                inventory,
+                devices=tuple(replace(d, healthy=not d.healthy) if d == broken else d for d in inventory.devices),
+            )
+        assert verify(inventory) == []
+        assert Ledger.rebuild(inventory).oversold() == ()
