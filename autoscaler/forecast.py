@@ -103,7 +103,7 @@ def observe(history: History, arrivals: float | None, seconds: float, horizon_s:
     if arrivals is not None:
         count, covered = count + arrivals, covered + seconds
     if now < history.ends:
-        return history._replace(arrivals=count, covered=covered)
+        return History(history.ends, count, covered, *history[3:])
     # A long gap is filled with the last known bucket, so that phases of periods stay where they are.
     past = array("d", history.sums)
     known = len(past) - 1

@@ -109,10 +109,12 @@ def need(
         )
         if catching > up:
             up, words = catching, f"{words} and {queued:.0f} queued"
-    promised = max((f for f in history.issued if f.due > now), key=lambda f: f.high, default=None)
-    down = max(up, replicas_for(rate.value, per_replica, slots, wait_s, LATE_AT_HIGH))
-    if promised is not None and promised is not coming:
-        down = max(down, replicas_for(promised.high, per_replica, slots, wait_s, LATE_AT_HIGH))
+    promised, most = coming, 0.0
+    for forecast in history.issued:
+        if forecast.high > most and forecast.due > now:
+            promised, most = forecast, forecast.high
+    staying = rate.value if promised is coming else max(rate.value, most)
+    down = max(up, replicas_for(staying, per_replica, slots, wait_s, LATE_AT_HIGH))
     known = f"{capacity.rate:.3g} known of a replica ({capacity.low:.3g} for sure)"
     return Need(up, down, planned, f"{words} at {known}")
 

@@ -18,7 +18,7 @@ Counts include starting replicas, so what was asked for is not asked for again w
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from autoscaler import behavior as hpa
 from autoscaler import timer
@@ -37,9 +37,8 @@ _EXACT = Behavior(Rules(0.0, "Max", (), 0.0), Rules(0.0, "Max", (), 0.0))
 """For needs that carry their own margin: a tolerance would take it away."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Verdict:
-    count: int
+class _Verdict(NamedTuple):
+    wanted: int
     signal: str
     reasons: tuple[str, ...]
 
@@ -73,7 +72,7 @@ def recommend(
         judged_at = now
     elif now - judged_at > STABLE_S and verdict.signal != "hold":
         highs = hpa.remember_high(highs, now, current)
-    want = verdict.count
+    want = verdict.wanted
     if not idle:
         verdict = _stabilize(verdict, policy, current, highs, lows, now)
     if verdict.signal != "hold" or now - state.started < STABLE_S:
@@ -81,22 +80,21 @@ def recommend(
     verdict = _limit(verdict, policy, current, seen.events, now)
     verdict = _wake(_timer(verdict, scene, is_due=due), scene)
     verdict = _bound(verdict, policy)
-    events = hpa.remember_event(seen.events, now, 0 if policy.fixed_replicas is not None else verdict.count - current)
+    events = hpa.remember_event(seen.events, now, 0 if policy.fixed_replicas is not None else verdict.wanted - current)
     verdict = _fix(verdict, policy)
 
     boosted, boosted_until = _boost(policy, scene)
     recommendation = Recommendation(
-        replicas=verdict.count,
+        replicas=verdict.wanted,
         previous=supply.ready + supply.starting,
         signal=verdict.signal,
-        readings=tuple(say.reading for say in says),
+        readings=tuple([say.reading for say in says]),
         reasons=verdict.reasons,
         boost=boosted,
         capacity=scene.capacity.rate if scene.capacity else None,
     )
-    return recommendation, replace(
-        seen,
-        wanted=verdict.count,
+    return recommendation, seen._replace(
+        wanted=verdict.wanted,
         highs=highs,
         lows=lows,
         events=events,
@@ -121,20 +119,30 @@ def _boost(policy: ScalingPolicy, scene: Scene) -> tuple[float, float]:
 
 
 def _decide(says: tuple[Say, ...], current: int, policy: ScalingPolicy) -> _Verdict:
-    missing = tuple(say.reading.note for say in says if say.is_missing)
-    present = [say for say in says if say.reading.replicas is not None]
+    missing: tuple[str, ...] = ()
+    present = []
+    is_queue_alone = True
+    for say in says:
+        if say.reading.replicas is not None:
+            present.append(say)
+            is_queue_alone = is_queue_alone and say.reading.name == "queue"
+        elif say.is_missing:
+            missing = (*missing, say.reading.note)
     # An empty queue asks for nothing, but alone it is no reason to remove what it would queue for.
-    if all(say.reading.name == "queue" for say in present):
+    if is_queue_alone:
         present = [say for say in present if say.up > current]
     if not present:
         notes = tuple(say.reading.note for say in says if say.reading.replicas is None)
         return _Verdict(current, "hold", (*notes, f"no signal has anything to go by: keeps {current}"))
 
-    counts = [hpa.propose(say.up, say.down, current, _EXACT if say.is_exact else policy.behavior) for say in present]
-    count = max(counts)
-    # Among equals the one that asked for most itself has decided.
-    best = max(range(len(counts)), key=lambda i: (counts[i], present[i].reading.replicas or 0))
-    decisive = present[best].reading
+    count = itself = -1
+    decisive = present[0].reading
+    for say in present:
+        proposed = hpa.propose(say.up, say.down, current, _EXACT if say.is_exact else policy.behavior)
+        wanted = say.reading.replicas or 0
+        # Among equals the one that asked for most itself has decided.
+        if proposed > count or (proposed == count and wanted > itself):
+            count, itself, decisive = proposed, wanted, say.reading
     verdict = _Verdict(count, decisive.name, (decisive.note, *missing))
     if count < current and missing:
         return verdict.turn(current, "hold", f"not all signals are there: keeps {current}")
@@ -162,7 +170,7 @@ def _blindness(scene: Scene, doubted_from: float | None) -> str:
 
 
 def _hold(verdict: _Verdict, current: int, blind: str) -> _Verdict:
-    if blind and verdict.count < current:
+    if blind and verdict.wanted < current:
         return verdict.turn(current, "hold", f"{blind}: keeps {current}")
     return verdict
 
@@ -191,7 +199,7 @@ def _is_due(scene: Scene) -> bool:
 
 
 def _timer(verdict: _Verdict, scene: Scene, *, is_due: bool) -> _Verdict:
-    if not is_due or verdict.count >= 1:
+    if not is_due or verdict.wanted >= 1:
         return verdict
     usual, off = timer.period(scene.state.onsets) or (0.0, 0.0)
     since = scene.now - scene.state.onsets[-1]
@@ -205,7 +213,7 @@ def _idle(verdict: _Verdict, policy: ScalingPolicy, scene: Scene, idle: bool) ->
     silent = scene.now - scene.state.silent_from
     if idle:
         return _Verdict(0, "idle", (f"no request for {silent:.0f} s, {_idle_s(policy, scene):g} s allowed: to zero",))
-    if verdict.count > 0:
+    if verdict.wanted > 0:
         return verdict
     if scene.supply.starting:
         return verdict.turn(1, "idle", "a replica that is still starting is let finish before zero: keeps 1")
@@ -216,10 +224,10 @@ def _idle(verdict: _Verdict, policy: ScalingPolicy, scene: Scene, idle: bool) ->
 def _stabilize(
     verdict: _Verdict, policy: ScalingPolicy, current: int, highs: hpa.History, lows: hpa.History, now: float
 ) -> _Verdict:
-    count = hpa.stabilize(policy.behavior, current, verdict.count, highs, lows, now)
-    if count == verdict.count:
+    count = hpa.stabilize(policy.behavior, current, verdict.wanted, highs, lows, now)
+    if count == verdict.wanted:
         return verdict
-    if count > verdict.count:
+    if count > verdict.wanted:
         window = policy.behavior.down.stabilization_s
         return verdict.turn(count, "stabilization", f"wanted within the last {window:g} s: keeps {count}")
     window = policy.behavior.up.stabilization_s
@@ -227,30 +235,30 @@ def _stabilize(
 
 
 def _limit(verdict: _Verdict, policy: ScalingPolicy, current: int, events: hpa.History, now: float) -> _Verdict:
-    if verdict.count > current:
-        count = min(verdict.count, hpa.up_limit(policy.behavior.up, current, events, now))
+    if verdict.wanted > current:
+        count = min(verdict.wanted, hpa.up_limit(policy.behavior.up, current, events, now))
         words = "scaleUp"
-    elif verdict.count < current:
-        count = max(verdict.count, hpa.down_limit(policy.behavior.down, current, events, now))
+    elif verdict.wanted < current:
+        count = max(verdict.wanted, hpa.down_limit(policy.behavior.down, current, events, now))
         words = "scaleDown"
     else:
         return verdict
-    if count == verdict.count:
+    if count == verdict.wanted:
         return verdict
     return verdict.turn(count, "behavior", f"behavior.{words} allows {count} now")
 
 
 def _wake(verdict: _Verdict, scene: Scene) -> _Verdict:
     sample = scene.sample
-    if verdict.count > 1 or scene.current > 0 or not (sample.wake or sample.arrivals or sample.queued_now):
+    if verdict.wanted > 1 or scene.current > 0 or not (sample.wake or sample.arrivals or sample.queued_now):
         return verdict
     return verdict.turn(1, "wake", "a request is there and no replica: at least 1 at once")
 
 
 def _bound(verdict: _Verdict, policy: ScalingPolicy) -> _Verdict:
-    if verdict.count > policy.max_replicas:
+    if verdict.wanted > policy.max_replicas:
         return verdict.turn(policy.max_replicas, "max", f"at most {policy.max_replicas}")
-    if verdict.count < policy.min_replicas:
+    if verdict.wanted < policy.min_replicas:
         return verdict.turn(policy.min_replicas, "min", f"at least {policy.min_replicas}")
     return verdict
 
@@ -259,5 +267,5 @@ def _fix(verdict: _Verdict, policy: ScalingPolicy) -> _Verdict:
     if policy.fixed_replicas is None:
         return verdict
     return verdict.turn(
-        policy.fixed_replicas, "fixed", f"set by hand to {policy.fixed_replicas}; automatic would be {verdict.count}"
+        policy.fixed_replicas, "fixed", f"set by hand to {policy.fixed_replicas}; automatic would be {verdict.wanted}"
     )

@@ -15,7 +15,6 @@ removed. For most signals both are load / target. They differ where the data are
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from autoscaler import window
@@ -40,8 +39,7 @@ _CARRIED_S = 600.0
 _RESOURCE_WORDS = {"cpu": "CPU", "memory": "memory", "deviceMemory": "device memory"}
 
 
-@dataclass(frozen=True, slots=True)
-class Say:
+class Say(NamedTuple):
     """One signal's reading and its bounds on the replicas needed."""
 
     reading: SignalReading
@@ -82,8 +80,7 @@ class Scene(NamedTuple):
 
 def look(policy: ScalingPolicy, supply: Supply, sample: Sample, state: State, current: int, now: float) -> Scene:
     """Sum up both windows of the state, into which the sample was put before."""
-    stable = window.totals(state.spans, now, window.STABLE_S)
-    short = window.totals(state.spans, now, window.SHORT_S)
+    stable, short = window.both(state.spans, now)
     queued = short.queued / short.loaded if short.loaded else sample.queued
     older = stable.loaded - short.loaded
     before = (stable.queued - short.queued) / older if older > 0 else 0.0
@@ -200,7 +197,7 @@ def _capacity(policy: ScalingPolicy, capacity: Capacity, scene: Scene) -> Say:
         scene.now,
     )
     say = _say("capacity", wanted.rate, capacity.rate, wanted.up, wanted.down, scene.current, wanted.words)
-    return replace(say, is_exact=True)
+    return say._replace(is_exact=True)
 
 
 def _concurrency(target: float, scene: Scene) -> Say:

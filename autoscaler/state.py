@@ -5,8 +5,8 @@ A fresh state knows nothing and therefore shrinks nothing: until a full window i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Self
+from dataclasses import replace
+from typing import NamedTuple, Self
 
 from autoscaler import capacity, forecast, starts, timer, window
 from autoscaler.behavior import History
@@ -21,11 +21,11 @@ _SILENCE_GAP_S = 2.0
 """Unreported seconds that do not break a silence: a report that comes a little late."""
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """Memory of one model; times on the caller's clock."""
 
     started: float
+    history: forecast.History
     wanted: int | None = None
     """The last recommendation; None before the first."""
     spans: window.Spans = ()
@@ -50,9 +50,8 @@ class State:
     """Requests that arrived and have not completed."""
     doubted_from: float | None = None
     """Since when the gateway reads 0 although requests were under way that cannot have ended."""
-    history: forecast.History = field(kw_only=True)
-    learned: capacity.Learned = field(default_factory=capacity.Learned)
-    starts: starts.Starts = field(default_factory=starts.Starts)
+    learned: capacity.Learned = capacity.Learned()
+    starts: starts.Starts = starts.Starts()
     active_at: float = 0.0
     """When a request was last seen."""
     onsets: timer.Onsets = ()
