@@ -117,6 +117,9 @@ def observe(history: History, arrivals: float | None, seconds: float, horizon_s:
     if len(past) > _KEPT:
         past = array("d", [s - past[-_KEPT] for s in past[-_KEPT:]])
     buckets = history.buckets + missed + 1
+    if past[-1] == past[0]:
+        # Nothing in all that is kept: there is nothing to judge or to expect.
+        return filled._replace(sums=past.tobytes(), buckets=buckets, open=(), issued=())
     experts, still_open = (
         _judge(history, buckets, level)
         if covered >= 0.5 * BUCKET_S

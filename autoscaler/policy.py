@@ -25,7 +25,7 @@ from autoscaler import timer
 from autoscaler.need import boost
 from autoscaler.signals import Say, Scene, look, read
 from autoscaler.starts import expected_s
-from autoscaler.state import State, doubt, observe, standing
+from autoscaler.state import State, doubt, is_active, observe, standing
 from autoscaler.types import Behavior, Recommendation, Rules, Sample, ScalingPolicy, Supply
 from autoscaler.window import FULL_SHARE, STABLE_S
 
@@ -57,11 +57,13 @@ def recommend(
     current = standing(state, supply, now)
     sample, doubted_from = doubt(state, sample, now)
     seen = observe(state, supply, sample, current, policy.concurrency_limit, now)
+    due = current <= 1 and policy.min_replicas == 0 and _is_due(seen, supply, now)
+    if not due and doubted_from is None and _is_asleep(policy, supply, sample, current):
+        return _asleep(seen, now)
     scene = look(policy, supply, sample, seen, current, now)
     says = read(policy, scene)
     decided = _decide(says, current, policy)
     blind = _blindness(scene, doubted_from)
-    due = current <= 1 and policy.min_replicas == 0 and _is_due(scene)
     idle = not due and _is_idle(policy, scene, blind)
     verdict = _idle(_hold(decided, current, blind), policy, scene, idle)
 
@@ -104,6 +106,31 @@ def recommend(
         boost=boosted,
         boosted_until=boosted_until,
     )
+
+
+def _is_asleep(policy: ScalingPolicy, supply: Supply, sample: Sample, current: int) -> bool:
+    """At zero, and known to be asked for nothing: most models of a large fleet, which should cost little."""
+    return (
+        current == 0
+        and policy.min_replicas == 0
+        and policy.fixed_replicas is None
+        and supply.ready + supply.starting == 0
+        and sample.arrivals is not None
+        and not is_active(sample)
+    )
+
+
+def _asleep(seen: State, now: float) -> tuple[Recommendation, State]:
+    reason = f"no request for {now - seen.silent_from:.0f} s: stays at zero"
+    state = seen._replace(
+        wanted=0,
+        highs=hpa.remember_high(seen.highs, now, 0),
+        lows=hpa.remember_low(seen.lows, now, 0),
+        judged_at=now,
+        doubted_from=None,
+        boost=1.0,
+    )
+    return Recommendation(0, 0, "idle", (), (reason,)), state
 
 
 def _boost(policy: ScalingPolicy, scene: Scene) -> tuple[float, float]:
@@ -189,19 +216,19 @@ def _is_idle(policy: ScalingPolicy, scene: Scene, blind: str) -> bool:
 
 def _idle_s(policy: ScalingPolicy, scene: Scene) -> float:
     """How long silence may last: less where bursts come by the clock, since it is known when the next is due."""
-    return policy.idle_s if timer.period(scene.state.onsets) is None else min(policy.idle_s, timer.KEEP_S)
+    return policy.idle_s if scene.state.rhythm is None else min(policy.idle_s, timer.KEEP_S)
 
 
-def _is_due(scene: Scene) -> bool:
-    if len(scene.state.onsets) < 2:
+def _is_due(state: State, supply: Supply, now: float) -> bool:
+    if state.rhythm is None:
         return False
-    return timer.is_due(scene.state.onsets, expected_s(scene.state.starts, scene.supply.expected_ready_s), scene.now)
+    return timer.is_due(state.onsets[-1], state.rhythm, expected_s(state.starts, supply.expected_ready_s), now)
 
 
 def _timer(verdict: _Verdict, scene: Scene, *, is_due: bool) -> _Verdict:
     if not is_due or verdict.wanted >= 1:
         return verdict
-    usual, off = timer.period(scene.state.onsets) or (0.0, 0.0)
+    usual, off = scene.state.rhythm or (0.0, 0.0)
     since = scene.now - scene.state.onsets[-1]
     note = f"bursts come every {usual:.0f} s (give or take {off:.0f} s), the last {since:.0f} s ago: 1 is made ready"
     return verdict.turn(1, "timer", note)

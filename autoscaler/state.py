@@ -56,6 +56,8 @@ class State(NamedTuple):
     """When a request was last seen."""
     onsets: timer.Onsets = ()
     """When bursts began after a silence."""
+    rhythm: timer.Rhythm | None = None
+    """Of the onsets."""
     boost: float = 1.0
     boosted_until: float = 0.0
 
@@ -112,10 +114,11 @@ def observe(state: State, supply: Supply, sample: Sample, current: int, limit: i
         if begin > silent_until + _SILENCE_GAP_S:
             silent_from = begin
         silent_until = now
-    active_at, onsets = state.active_at, state.onsets
+    active_at, onsets, rhythm = state.active_at, state.onsets, state.rhythm
     if is_active(sample):
         if now - active_at > timer.SILENCE_S:
             onsets = timer.remember(onsets, now)
+            rhythm = timer.rhythm(onsets)
         active_at = now
     flying, balance = state.flying, state.balance
     if sample.arrivals is not None and sample.in_flight is not None and sample.dt >= 0.5:
@@ -160,6 +163,7 @@ def observe(state: State, supply: Supply, sample: Sample, current: int, limit: i
         starts=known_starts,
         active_at=active_at,
         onsets=onsets,
+        rhythm=rhythm,
         boost=state.boost,
         boosted_until=state.boosted_until,
     )
