@@ -33,6 +33,9 @@ NAMES = (*_PLAIN, *(f"what came every {p // 60} min" for p in PERIODS_S))
 EXPERTS = len(NAMES)
 HIGH_Z = 1.1
 """Upward deviations from an expert's mean error to the high forecast."""
+SOON_Z = 0.8
+"""The same where a replica is there within SOON_S, and being wrong is soon mended; up to LATER_S it rises to HIGH_Z."""
+SOON_S, LATER_S = 8.0, 33.0
 MIDDLE_Z = 0.0
 QUANTILE = 0.9
 """At which experts are compared."""
@@ -127,7 +130,8 @@ def observe(history: History, arrivals: float | None, seconds: float, horizon_s:
     )
     ahead = max(1, math.ceil(min(horizon_s, _LONGEST_S) / BUCKET_S))
     rates = _predict(past, ahead)
-    forecast, best = _mix(rates, experts, now + min(horizon_s, _LONGEST_S))
+    z = SOON_Z + (HIGH_Z - SOON_Z) * min(1.0, max(0.0, (horizon_s - SOON_S) / (LATER_S - SOON_S)))
+    forecast, best = _mix(rates, experts, z, now + min(horizon_s, _LONGEST_S))
     return filled._replace(
         sums=past.tobytes(),
         buckets=buckets,
@@ -211,7 +215,7 @@ def _predict(sums: array[float], ahead: int) -> tuple[float, ...]:
     return tuple(rates)
 
 
-def _mix(rates: tuple[float, ...], experts: tuple[Expert, ...], due: float) -> tuple[Forecast, int]:
+def _mix(rates: tuple[float, ...], experts: tuple[Expert, ...], z: float, due: float) -> tuple[Forecast, int]:
     plain = len(_PLAIN)
     sayers = [
         (i, rate, expert)
@@ -231,5 +235,5 @@ def _mix(rates: tuple[float, ...], experts: tuple[Expert, ...], due: float) -> t
         deviation = math.sqrt(max(total - rate / BUCKET_S, LEAST_SHARE * total))
         weights += weight
         middle += weight * max(0.0, rate + scale * bias + MIDDLE_Z * deviation)
-        high += weight * max(0.0, rate + scale * bias + HIGH_Z * deviation)
+        high += weight * max(0.0, rate + scale * bias + z * deviation)
     return Forecast(due, middle / weights, high / weights), best

@@ -52,6 +52,8 @@ class State(NamedTuple):
     """Since when the gateway reads 0 although requests were under way that cannot have ended."""
     learned: capacity.Learned = capacity.Learned()
     starts: starts.Starts = starts.Starts()
+    lost_at: float | None = None
+    """When ready replicas last became unready; they may come back."""
     active_at: float = 0.0
     """When a request was last seen."""
     onsets: timer.Onsets = ()
@@ -135,6 +137,9 @@ def observe(state: State, supply: Supply, sample: Sample, current: int, limit: i
         learned = capacity.observe(
             learned, sample.completions, sample.in_flight, supply.boost, supply.ready, limit, sample.dt, now
         )
+    lost_at = state.lost_at
+    if supply.ready < state.ready and supply.ready + supply.starting >= state.ready + len(state.starts.pending):
+        lost_at = now
     known_starts = starts.observe(state.starts, supply.ready, supply.starting, now)
     horizon_s = starts.expected_s(known_starts, supply.expected_ready_s) + REACTION_S
     strained_from = state.strained_from
@@ -161,6 +166,7 @@ def observe(state: State, supply: Supply, sample: Sample, current: int, limit: i
         history=forecast.observe(state.history, sample.arrivals, sample.dt, horizon_s, now),
         learned=learned,
         starts=known_starts,
+        lost_at=lost_at,
         active_at=active_at,
         onsets=onsets,
         rhythm=rhythm,
