@@ -10,19 +10,23 @@ this order, each a small function that may change the count and says so:
     limit        HPA v2's policies over what was changed before
     timer        with min_replicas 0: one replica is made ready for a burst that comes by the clock
     wake         a request, and nothing there or to come: at least one replica now
-    bound        min and max
+    bound        min and max, or those of the schedules' open windows (schedule.py)
     fixed        a count set by hand stands above all of this
+    advise       in advisory mode it is said that nobody acts on it
 
 Counts include starting replicas, so what was asked for is not asked for again while it loads.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import datetime
 from typing import NamedTuple
 
 from autoscaler import behavior as hpa
 from autoscaler import timer
 from autoscaler.need import boost
+from autoscaler.schedule import bounds
 from autoscaler.signals import Say, Scene, look, read
 from autoscaler.starts import expected_s
 from autoscaler.state import State, doubt, is_active, observe, standing
@@ -33,6 +37,7 @@ __all__ = ["State", "recommend"]
 
 BOOST_S = 15.0
 """A slice that has grown stays so for this long at least."""
+_NOT_ACTED_ON = "advisory: shown and recorded, not acted on"
 _EXACT = Behavior(Rules(0.0, "Max", (), 0.0), Rules(0.0, "Max", (), 0.0))
 """For needs that carry their own margin: a tolerance would take it away."""
 
@@ -47,19 +52,22 @@ class _Verdict(NamedTuple):
 
 
 def recommend(
-    policy: ScalingPolicy, supply: Supply, sample: Sample, state: State, now: float
+    policy: ScalingPolicy, supply: Supply, sample: Sample, state: State, now: float, at: datetime | None = None
 ) -> tuple[Recommendation, State]:
     """The count wanted now and the state for the next call; `state` itself is not changed.
 
     `now` is seconds on the clock of `State.initial`, never going back. `sample.dt` may be 0 or irregular. The count
     lies within [min_replicas, max_replicas] unless `fixed_replicas` is set, which is recommended as it is.
+
+    `at` is the time of day (with a zone) and has to be given where the policy has schedules; ValueError otherwise.
     """
-    current = standing(state, supply, now)
+    policy, window = _scheduled(policy, supply, state, at) if policy.schedules else (policy, "")
+    current = supply.ready + supply.starting if policy.advisory else standing(state, supply, now)
     sample, doubted_from = doubt(state, sample, now)
     seen = observe(state, supply, sample, current, policy.concurrency_limit, now)
     due = current <= 1 and policy.min_replicas == 0 and _is_due(seen, supply, now)
     if not due and doubted_from is None and _is_asleep(policy, supply, sample, current):
-        return _asleep(seen, now)
+        return _asleep(seen, now, advisory=policy.advisory)
     scene = look(policy, supply, sample, seen, current, now)
     says = read(policy, scene)
     decided = _decide(says, current, policy)
@@ -81,9 +89,10 @@ def recommend(
         highs, lows, judged_at = hpa.remember_high(highs, now, want), hpa.remember_low(lows, now, want), now
     verdict = _limit(verdict, policy, current, seen.events, now)
     verdict = _wake(_timer(verdict, scene, is_due=due), scene)
-    verdict = _bound(verdict, policy)
-    events = hpa.remember_event(seen.events, now, 0 if policy.fixed_replicas is not None else verdict.wanted - current)
-    verdict = _fix(verdict, policy)
+    verdict = _bound(verdict, policy, window)
+    is_carried_out = policy.fixed_replicas is None and not policy.advisory
+    events = hpa.remember_event(seen.events, now, verdict.wanted - current if is_carried_out else 0)
+    verdict = _advise(_fix(verdict, policy), policy)
 
     boosted, boosted_until = _boost(policy, scene)
     recommendation = Recommendation(
@@ -94,6 +103,7 @@ def recommend(
         reasons=verdict.reasons,
         boost=boosted,
         capacity=scene.capacity.rate if scene.capacity else None,
+        advisory=policy.advisory,
     )
     return recommendation, seen._replace(
         wanted=verdict.wanted,
@@ -108,6 +118,15 @@ def recommend(
     )
 
 
+def _scheduled(policy: ScalingPolicy, supply: Supply, state: State, at: datetime | None) -> tuple[ScalingPolicy, str]:
+    """The policy with the bounds of the windows that are open, and which those are."""
+    if at is None:
+        raise ValueError("at: the policy has schedules and no time is given; pass an aware datetime")
+    lead_s = expected_s(state.starts, supply.expected_ready_s)
+    least, most, words = bounds(policy.schedules, policy.min_replicas, policy.max_replicas, at, lead_s)
+    return replace(policy, min_replicas=least, max_replicas=most), words
+
+
 def _is_asleep(policy: ScalingPolicy, supply: Supply, sample: Sample, current: int) -> bool:
     """At zero, and known to be asked for nothing: most models of a large fleet, which should cost little."""
     return (
@@ -120,7 +139,7 @@ def _is_asleep(policy: ScalingPolicy, supply: Supply, sample: Sample, current: i
     )
 
 
-def _asleep(seen: State, now: float) -> tuple[Recommendation, State]:
+def _asleep(seen: State, now: float, *, advisory: bool) -> tuple[Recommendation, State]:
     reason = f"no request for {now - seen.silent_from:.0f} s: stays at zero"
     state = seen._replace(
         wanted=0,
@@ -130,7 +149,8 @@ def _asleep(seen: State, now: float) -> tuple[Recommendation, State]:
         doubted_from=None,
         boost=1.0,
     )
-    return Recommendation(0, 0, "idle", (), (reason,)), state
+    reasons = (reason, _NOT_ACTED_ON) if advisory else (reason,)
+    return Recommendation(0, 0, "idle", (), reasons, advisory=advisory), state
 
 
 def _boost(policy: ScalingPolicy, scene: Scene) -> tuple[float, float]:
@@ -282,11 +302,12 @@ def _wake(verdict: _Verdict, scene: Scene) -> _Verdict:
     return verdict.turn(1, "wake", "a request is there and no replica: at least 1 at once")
 
 
-def _bound(verdict: _Verdict, policy: ScalingPolicy) -> _Verdict:
+def _bound(verdict: _Verdict, policy: ScalingPolicy, window: str) -> _Verdict:
+    by = f" (the window {window})" if window else ""
     if verdict.wanted > policy.max_replicas:
-        return verdict.turn(policy.max_replicas, "max", f"at most {policy.max_replicas}")
+        return verdict.turn(policy.max_replicas, "schedule" if by else "max", f"at most {policy.max_replicas}{by}")
     if verdict.wanted < policy.min_replicas:
-        return verdict.turn(policy.min_replicas, "min", f"at least {policy.min_replicas}")
+        return verdict.turn(policy.min_replicas, "schedule" if by else "min", f"at least {policy.min_replicas}{by}")
     return verdict
 
 
@@ -296,3 +317,7 @@ def _fix(verdict: _Verdict, policy: ScalingPolicy) -> _Verdict:
     return verdict.turn(
         policy.fixed_replicas, "fixed", f"set by hand to {policy.fixed_replicas}; automatic would be {verdict.wanted}"
     )
+
+
+def _advise(verdict: _Verdict, policy: ScalingPolicy) -> _Verdict:
+    return verdict.turn(verdict.wanted, verdict.signal, _NOT_ACTED_ON) if policy.advisory else verdict
