@@ -83,9 +83,17 @@ def _recent(history: History, now: float, window: float) -> History:
 
 def stabilize(behavior: Behavior, current: int, desired: int, highs: History, lows: History, now: float) -> int:
     """Current moved as little as the stabilization windows demand towards desired."""
-    least = min((n for at, n in lows if at > now - behavior.up.stabilization_s), default=desired)
-    greatest = max((n for at, n in highs if at > now - behavior.down.stabilization_s), default=desired)
-    return min(max(current, min(least, desired)), max(greatest, desired))
+    least = greatest = desired
+    # Lows rise and highs fall with time: the first entry within a window is its extreme.
+    for at, count in lows:
+        if at > now - behavior.up.stabilization_s:
+            least = min(count, desired)
+            break
+    for at, count in highs:
+        if at > now - behavior.down.stabilization_s:
+            greatest = max(count, desired)
+            break
+    return min(max(current, least), greatest)
 
 
 def up_limit(rules: Rules, current: int, events: History, now: float) -> int:

@@ -85,9 +85,10 @@ def observe(
     requests = max(0.0, completions + (in_flight - before) / 2.0)
     busy = in_flight * seconds * boost
     full = min(1.0, in_flight / (ready * slots)) if slots and ready else 0.0
+    fading = math.exp(-seconds / SHORT_S)
     long = _add(learned.long, requests, busy, full, math.exp(-seconds / LONG_S))
-    short = _add(learned.short, requests, busy, full, math.exp(-seconds / SHORT_S))
-    change_of_flight = learned.change * math.exp(-seconds / SHORT_S) + in_flight - before
+    short = _add(learned.short, requests, busy, full, fading)
+    change_of_flight = learned.change * fading + in_flight - before
     drifted_at = learned.drifted_at
     # While replicas fill or empty, busy time and completions belong to different requests.
     is_level = abs(change_of_flight) < _LEVEL_SHARE * short.requests

@@ -33,6 +33,9 @@ NAMES = (*_PLAIN, *(f"what came every {p // 60} min" for p in PERIODS_S))
 EXPERTS = len(NAMES)
 HIGH_Z = 1.1
 """Upward deviations from an expert's mean error to the high forecast."""
+SOON_Z = 0.8
+"""The same where a replica is there within SOON_S, and being wrong is soon mended; up to LATER_S it rises to HIGH_Z."""
+SOON_S, LATER_S = 8.0, 33.0
 MIDDLE_Z = 0.0
 QUANTILE = 0.9
 """At which experts are compared."""
@@ -103,11 +106,13 @@ def observe(history: History, arrivals: float | None, seconds: float, horizon_s:
     if arrivals is not None:
         count, covered = count + arrivals, covered + seconds
     if now < history.ends:
-        return history._replace(arrivals=count, covered=covered)
-    # A long gap is filled with the last known bucket, so that phases of periods stay where they are.
+        return History(history.ends, count, covered, *history[3:])
     past = array("d", history.sums)
     known = len(past) - 1
-    level = count / covered if covered > 0.0 else (past[-1] - past[-2] if known else 0.0)
+    # What reports did not cover is filled with the last known bucket: a second after a long gap says little about ten,
+    # and the phases of periods stay where they are.
+    unseen, before = (max(0.0, 0.5 * BUCKET_S - covered), past[-1] - past[-2]) if known else (0.0, 0.0)
+    level = (count + before * unseen) / (covered + unseen) if covered + unseen > 0.0 else 0.0
     missed = int((now - history.ends) // BUCKET_S)
     filled = history._replace(ends=history.ends + BUCKET_S * (missed + 1), arrivals=0.0, covered=0.0)
     if not known and covered <= 0.0:
@@ -117,6 +122,9 @@ def observe(history: History, arrivals: float | None, seconds: float, horizon_s:
     if len(past) > _KEPT:
         past = array("d", [s - past[-_KEPT] for s in past[-_KEPT:]])
     buckets = history.buckets + missed + 1
+    if past[-1] == past[0]:
+        # Nothing in all that is kept: there is nothing to judge or to expect.
+        return filled._replace(sums=past.tobytes(), buckets=buckets, open=(), issued=())
     experts, still_open = (
         _judge(history, buckets, level)
         if covered >= 0.5 * BUCKET_S
@@ -124,7 +132,8 @@ def observe(history: History, arrivals: float | None, seconds: float, horizon_s:
     )
     ahead = max(1, math.ceil(min(horizon_s, _LONGEST_S) / BUCKET_S))
     rates = _predict(past, ahead)
-    forecast, best = _mix(rates, experts, now + min(horizon_s, _LONGEST_S))
+    z = SOON_Z + (HIGH_Z - SOON_Z) * min(1.0, max(0.0, (horizon_s - SOON_S) / (LATER_S - SOON_S)))
+    forecast, best = _mix(rates, experts, z, now + min(horizon_s, _LONGEST_S))
     return filled._replace(
         sums=past.tobytes(),
         buckets=buckets,
@@ -208,7 +217,7 @@ def _predict(sums: array[float], ahead: int) -> tuple[float, ...]:
     return tuple(rates)
 
 
-def _mix(rates: tuple[float, ...], experts: tuple[Expert, ...], due: float) -> tuple[Forecast, int]:
+def _mix(rates: tuple[float, ...], experts: tuple[Expert, ...], z: float, due: float) -> tuple[Forecast, int]:
     plain = len(_PLAIN)
     sayers = [
         (i, rate, expert)
@@ -228,5 +237,5 @@ def _mix(rates: tuple[float, ...], experts: tuple[Expert, ...], due: float) -> t
         deviation = math.sqrt(max(total - rate / BUCKET_S, LEAST_SHARE * total))
         weights += weight
         middle += weight * max(0.0, rate + scale * bias + MIDDLE_Z * deviation)
-        high += weight * max(0.0, rate + scale * bias + HIGH_Z * deviation)
+        high += weight * max(0.0, rate + scale * bias + z * deviation)
     return Forecast(due, middle / weights, high / weights), best

@@ -33,8 +33,10 @@ REACTION_S = 3.0
 """From a change of the rate to a decision."""
 SURPRISE_Z = 3.0
 """Standard deviations by which a rate exceeds the high forecast before it is believed instead."""
-CERTAIN_Z = 2.0
-"""Standard deviations that are taken off a rate that surprises."""
+CERTAIN_Z = 2.25
+"""Standard deviations that are taken off a rate that surprises, where its staffing comes on top."""
+LIKELY_Z = 2.0
+"""The same where it is divided by a target."""
 _BOOST_STEP = 0.25
 
 
@@ -99,7 +101,7 @@ def need(
             # A few seconds may be a passing burst: only what is certain of the rise is planned for.
             planned = max(coming.high, certain(rate))
             words = f"{rate.value:.1f} requests/s, {planned:.1f} for sure, more than the {coming.high:.1f} expected,"
-            up = max(up, staffed(planned, planned))
+            up = max(up, replicas_for(planned, per_replica, slots, wait_s, max(late, LATE_AT_HIGH)))
     if queued > max(1.0, 0.5 * rate.value):
         level = rate.value if rate.before is None else max(rate.before, certain(rate))
         usual = level if coming is None else min(level, coming.high)
@@ -109,17 +111,19 @@ def need(
         )
         if catching > up:
             up, words = catching, f"{words} and {queued:.0f} queued"
-    promised = max((f for f in history.issued if f.due > now), key=lambda f: f.high, default=None)
-    down = max(up, replicas_for(rate.value, per_replica, slots, wait_s, LATE_AT_HIGH))
-    if promised is not None and promised is not coming:
-        down = max(down, replicas_for(promised.high, per_replica, slots, wait_s, LATE_AT_HIGH))
+    promised, most = coming, 0.0
+    for forecast in history.issued:
+        if forecast.high > most and forecast.due > now:
+            promised, most = forecast, forecast.high
+    staying = rate.value if promised is coming else max(rate.value, most)
+    down = max(up, replicas_for(staying, per_replica, slots, wait_s, LATE_AT_HIGH))
     known = f"{capacity.rate:.3g} known of a replica ({capacity.low:.3g} for sure)"
     return Need(up, down, planned, f"{words} at {known}")
 
 
-def certain(rate: Estimate) -> float:
-    """What the rate is at least, as sure as CERTAIN_Z."""
-    return rate.value - CERTAIN_Z * math.sqrt(max(rate.value, 0.3) / rate.window)
+def certain(rate: Estimate, z: float = CERTAIN_Z) -> float:
+    """What the rate is at least, `z` standard deviations of its chance below what was measured."""
+    return rate.value - z * math.sqrt(max(rate.value, 0.3) / rate.window)
 
 
 def _catch_up(per_replica: float, rate: float, queued: float, ready: int, current: int, horizon_s: float) -> float:

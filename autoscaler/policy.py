@@ -10,22 +10,26 @@ this order, each a small function that may change the count and says so:
     limit        HPA v2's policies over what was changed before
     timer        with min_replicas 0: one replica is made ready for a burst that comes by the clock
     wake         a request, and nothing there or to come: at least one replica now
-    bound        min and max
+    bound        min and max, or those of the schedules' open windows (schedule.py)
     fixed        a count set by hand stands above all of this
+    advise       in advisory mode it is said that nobody acts on it
 
 Counts include starting replicas, so what was asked for is not asked for again while it loads.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from datetime import datetime
+from typing import NamedTuple
 
 from autoscaler import behavior as hpa
 from autoscaler import timer
 from autoscaler.need import boost
+from autoscaler.schedule import bounds
 from autoscaler.signals import Say, Scene, look, read
 from autoscaler.starts import expected_s
-from autoscaler.state import State, doubt, observe, standing
+from autoscaler.state import State, doubt, is_active, observe, standing
 from autoscaler.types import Behavior, Recommendation, Rules, Sample, ScalingPolicy, Supply
 from autoscaler.window import FULL_SHARE, STABLE_S
 
@@ -33,13 +37,13 @@ __all__ = ["State", "recommend"]
 
 BOOST_S = 15.0
 """A slice that has grown stays so for this long at least."""
+_NOT_ACTED_ON = "advisory: shown and recorded, not acted on"
 _EXACT = Behavior(Rules(0.0, "Max", (), 0.0), Rules(0.0, "Max", (), 0.0))
 """For needs that carry their own margin: a tolerance would take it away."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Verdict:
-    count: int
+class _Verdict(NamedTuple):
+    wanted: int
     signal: str
     reasons: tuple[str, ...]
 
@@ -48,21 +52,26 @@ class _Verdict:
 
 
 def recommend(
-    policy: ScalingPolicy, supply: Supply, sample: Sample, state: State, now: float
+    policy: ScalingPolicy, supply: Supply, sample: Sample, state: State, now: float, at: datetime | None = None
 ) -> tuple[Recommendation, State]:
     """The count wanted now and the state for the next call; `state` itself is not changed.
 
     `now` is seconds on the clock of `State.initial`, never going back. `sample.dt` may be 0 or irregular. The count
     lies within [min_replicas, max_replicas] unless `fixed_replicas` is set, which is recommended as it is.
+
+    `at` is the time of day (with a zone) and has to be given where the policy has schedules; ValueError otherwise.
     """
-    current = standing(state, supply, now)
+    policy, window = _scheduled(policy, supply, state, at) if policy.schedules else (policy, "")
+    current = supply.ready + supply.starting if policy.advisory else standing(state, supply, now)
     sample, doubted_from = doubt(state, sample, now)
     seen = observe(state, supply, sample, current, policy.concurrency_limit, now)
+    due = current <= 1 and policy.min_replicas == 0 and _is_due(seen, supply, now)
+    if not due and doubted_from is None and _is_asleep(policy, supply, sample, current):
+        return _asleep(seen, now, advisory=policy.advisory)
     scene = look(policy, supply, sample, seen, current, now)
     says = read(policy, scene)
     decided = _decide(says, current, policy)
     blind = _blindness(scene, doubted_from)
-    due = current <= 1 and policy.min_replicas == 0 and _is_due(scene)
     idle = not due and _is_idle(policy, scene, blind)
     verdict = _idle(_hold(decided, current, blind), policy, scene, idle)
 
@@ -73,30 +82,31 @@ def recommend(
         judged_at = now
     elif now - judged_at > STABLE_S and verdict.signal != "hold":
         highs = hpa.remember_high(highs, now, current)
-    want = verdict.count
+    want = verdict.wanted
     if not idle:
         verdict = _stabilize(verdict, policy, current, highs, lows, now)
     if verdict.signal != "hold" or now - state.started < STABLE_S:
         highs, lows, judged_at = hpa.remember_high(highs, now, want), hpa.remember_low(lows, now, want), now
     verdict = _limit(verdict, policy, current, seen.events, now)
     verdict = _wake(_timer(verdict, scene, is_due=due), scene)
-    verdict = _bound(verdict, policy)
-    events = hpa.remember_event(seen.events, now, 0 if policy.fixed_replicas is not None else verdict.count - current)
-    verdict = _fix(verdict, policy)
+    verdict = _bound(verdict, policy, window)
+    is_carried_out = policy.fixed_replicas is None and not policy.advisory
+    events = hpa.remember_event(seen.events, now, verdict.wanted - current if is_carried_out else 0)
+    verdict = _advise(_fix(verdict, policy), policy)
 
     boosted, boosted_until = _boost(policy, scene)
     recommendation = Recommendation(
-        replicas=verdict.count,
+        replicas=verdict.wanted,
         previous=supply.ready + supply.starting,
         signal=verdict.signal,
-        readings=tuple(say.reading for say in says),
+        readings=tuple([say.reading for say in says]),
         reasons=verdict.reasons,
         boost=boosted,
         capacity=scene.capacity.rate if scene.capacity else None,
+        advisory=policy.advisory,
     )
-    return recommendation, replace(
-        seen,
-        wanted=verdict.count,
+    return recommendation, seen._replace(
+        wanted=verdict.wanted,
         highs=highs,
         lows=lows,
         events=events,
@@ -106,6 +116,41 @@ def recommend(
         boost=boosted,
         boosted_until=boosted_until,
     )
+
+
+def _scheduled(policy: ScalingPolicy, supply: Supply, state: State, at: datetime | None) -> tuple[ScalingPolicy, str]:
+    """The policy with the bounds of the windows that are open, and which those are."""
+    if at is None:
+        raise ValueError("at: the policy has schedules and no time is given; pass an aware datetime")
+    lead_s = expected_s(state.starts, supply.expected_ready_s)
+    least, most, words = bounds(policy.schedules, policy.min_replicas, policy.max_replicas, at, lead_s)
+    return replace(policy, min_replicas=least, max_replicas=most), words
+
+
+def _is_asleep(policy: ScalingPolicy, supply: Supply, sample: Sample, current: int) -> bool:
+    """At zero, and known to be asked for nothing: most models of a large fleet, which should cost little."""
+    return (
+        current == 0
+        and policy.min_replicas == 0
+        and policy.fixed_replicas is None
+        and supply.ready + supply.starting == 0
+        and sample.arrivals is not None
+        and not is_active(sample)
+    )
+
+
+def _asleep(seen: State, now: float, *, advisory: bool) -> tuple[Recommendation, State]:
+    reason = f"no request for {now - seen.silent_from:.0f} s: stays at zero"
+    state = seen._replace(
+        wanted=0,
+        highs=hpa.remember_high(seen.highs, now, 0),
+        lows=hpa.remember_low(seen.lows, now, 0),
+        judged_at=now,
+        doubted_from=None,
+        boost=1.0,
+    )
+    reasons = (reason, _NOT_ACTED_ON) if advisory else (reason,)
+    return Recommendation(0, 0, "idle", (), reasons, advisory=advisory), state
 
 
 def _boost(policy: ScalingPolicy, scene: Scene) -> tuple[float, float]:
@@ -121,20 +166,30 @@ def _boost(policy: ScalingPolicy, scene: Scene) -> tuple[float, float]:
 
 
 def _decide(says: tuple[Say, ...], current: int, policy: ScalingPolicy) -> _Verdict:
-    missing = tuple(say.reading.note for say in says if say.is_missing)
-    present = [say for say in says if say.reading.replicas is not None]
+    missing: tuple[str, ...] = ()
+    present = []
+    is_queue_alone = True
+    for say in says:
+        if say.reading.replicas is not None:
+            present.append(say)
+            is_queue_alone = is_queue_alone and say.reading.name == "queue"
+        elif say.is_missing:
+            missing = (*missing, say.reading.note)
     # An empty queue asks for nothing, but alone it is no reason to remove what it would queue for.
-    if all(say.reading.name == "queue" for say in present):
+    if is_queue_alone:
         present = [say for say in present if say.up > current]
     if not present:
         notes = tuple(say.reading.note for say in says if say.reading.replicas is None)
         return _Verdict(current, "hold", (*notes, f"no signal has anything to go by: keeps {current}"))
 
-    counts = [hpa.propose(say.up, say.down, current, _EXACT if say.is_exact else policy.behavior) for say in present]
-    count = max(counts)
-    # Among equals the one that asked for most itself has decided.
-    best = max(range(len(counts)), key=lambda i: (counts[i], present[i].reading.replicas or 0))
-    decisive = present[best].reading
+    count = itself = -1
+    decisive = present[0].reading
+    for say in present:
+        proposed = hpa.propose(say.up, say.down, current, _EXACT if say.is_exact else policy.behavior)
+        wanted = say.reading.replicas or 0
+        # Among equals the one that asked for most itself has decided.
+        if proposed > count or (proposed == count and wanted > itself):
+            count, itself, decisive = proposed, wanted, say.reading
     verdict = _Verdict(count, decisive.name, (decisive.note, *missing))
     if count < current and missing:
         return verdict.turn(current, "hold", f"not all signals are there: keeps {current}")
@@ -162,7 +217,7 @@ def _blindness(scene: Scene, doubted_from: float | None) -> str:
 
 
 def _hold(verdict: _Verdict, current: int, blind: str) -> _Verdict:
-    if blind and verdict.count < current:
+    if blind and verdict.wanted < current:
         return verdict.turn(current, "hold", f"{blind}: keeps {current}")
     return verdict
 
@@ -181,19 +236,19 @@ def _is_idle(policy: ScalingPolicy, scene: Scene, blind: str) -> bool:
 
 def _idle_s(policy: ScalingPolicy, scene: Scene) -> float:
     """How long silence may last: less where bursts come by the clock, since it is known when the next is due."""
-    return policy.idle_s if timer.period(scene.state.onsets) is None else min(policy.idle_s, timer.KEEP_S)
+    return policy.idle_s if scene.state.rhythm is None else min(policy.idle_s, timer.KEEP_S)
 
 
-def _is_due(scene: Scene) -> bool:
-    if len(scene.state.onsets) < 2:
+def _is_due(state: State, supply: Supply, now: float) -> bool:
+    if state.rhythm is None:
         return False
-    return timer.is_due(scene.state.onsets, expected_s(scene.state.starts, scene.supply.expected_ready_s), scene.now)
+    return timer.is_due(state.onsets[-1], state.rhythm, expected_s(state.starts, supply.expected_ready_s), now)
 
 
 def _timer(verdict: _Verdict, scene: Scene, *, is_due: bool) -> _Verdict:
-    if not is_due or verdict.count >= 1:
+    if not is_due or verdict.wanted >= 1:
         return verdict
-    usual, off = timer.period(scene.state.onsets) or (0.0, 0.0)
+    usual, off = scene.state.rhythm or (0.0, 0.0)
     since = scene.now - scene.state.onsets[-1]
     note = f"bursts come every {usual:.0f} s (give or take {off:.0f} s), the last {since:.0f} s ago: 1 is made ready"
     return verdict.turn(1, "timer", note)
@@ -205,7 +260,7 @@ def _idle(verdict: _Verdict, policy: ScalingPolicy, scene: Scene, idle: bool) ->
     silent = scene.now - scene.state.silent_from
     if idle:
         return _Verdict(0, "idle", (f"no request for {silent:.0f} s, {_idle_s(policy, scene):g} s allowed: to zero",))
-    if verdict.count > 0:
+    if verdict.wanted > 0:
         return verdict
     if scene.supply.starting:
         return verdict.turn(1, "idle", "a replica that is still starting is let finish before zero: keeps 1")
@@ -216,10 +271,10 @@ def _idle(verdict: _Verdict, policy: ScalingPolicy, scene: Scene, idle: bool) ->
 def _stabilize(
     verdict: _Verdict, policy: ScalingPolicy, current: int, highs: hpa.History, lows: hpa.History, now: float
 ) -> _Verdict:
-    count = hpa.stabilize(policy.behavior, current, verdict.count, highs, lows, now)
-    if count == verdict.count:
+    count = hpa.stabilize(policy.behavior, current, verdict.wanted, highs, lows, now)
+    if count == verdict.wanted:
         return verdict
-    if count > verdict.count:
+    if count > verdict.wanted:
         window = policy.behavior.down.stabilization_s
         return verdict.turn(count, "stabilization", f"wanted within the last {window:g} s: keeps {count}")
     window = policy.behavior.up.stabilization_s
@@ -227,31 +282,32 @@ def _stabilize(
 
 
 def _limit(verdict: _Verdict, policy: ScalingPolicy, current: int, events: hpa.History, now: float) -> _Verdict:
-    if verdict.count > current:
-        count = min(verdict.count, hpa.up_limit(policy.behavior.up, current, events, now))
+    if verdict.wanted > current:
+        count = min(verdict.wanted, hpa.up_limit(policy.behavior.up, current, events, now))
         words = "scaleUp"
-    elif verdict.count < current:
-        count = max(verdict.count, hpa.down_limit(policy.behavior.down, current, events, now))
+    elif verdict.wanted < current:
+        count = max(verdict.wanted, hpa.down_limit(policy.behavior.down, current, events, now))
         words = "scaleDown"
     else:
         return verdict
-    if count == verdict.count:
+    if count == verdict.wanted:
         return verdict
     return verdict.turn(count, "behavior", f"behavior.{words} allows {count} now")
 
 
 def _wake(verdict: _Verdict, scene: Scene) -> _Verdict:
     sample = scene.sample
-    if verdict.count > 1 or scene.current > 0 or not (sample.wake or sample.arrivals or sample.queued_now):
+    if verdict.wanted > 1 or scene.current > 0 or not (sample.wake or sample.arrivals or sample.queued_now):
         return verdict
     return verdict.turn(1, "wake", "a request is there and no replica: at least 1 at once")
 
 
-def _bound(verdict: _Verdict, policy: ScalingPolicy) -> _Verdict:
-    if verdict.count > policy.max_replicas:
-        return verdict.turn(policy.max_replicas, "max", f"at most {policy.max_replicas}")
-    if verdict.count < policy.min_replicas:
-        return verdict.turn(policy.min_replicas, "min", f"at least {policy.min_replicas}")
+def _bound(verdict: _Verdict, policy: ScalingPolicy, window: str) -> _Verdict:
+    by = f" (the window {window})" if window else ""
+    if verdict.wanted > policy.max_replicas:
+        return verdict.turn(policy.max_replicas, "schedule" if by else "max", f"at most {policy.max_replicas}{by}")
+    if verdict.wanted < policy.min_replicas:
+        return verdict.turn(policy.min_replicas, "schedule" if by else "min", f"at least {policy.min_replicas}{by}")
     return verdict
 
 
@@ -259,5 +315,9 @@ def _fix(verdict: _Verdict, policy: ScalingPolicy) -> _Verdict:
     if policy.fixed_replicas is None:
         return verdict
     return verdict.turn(
-        policy.fixed_replicas, "fixed", f"set by hand to {policy.fixed_replicas}; automatic would be {verdict.count}"
+        policy.fixed_replicas, "fixed", f"set by hand to {policy.fixed_replicas}; automatic would be {verdict.wanted}"
     )
+
+
+def _advise(verdict: _Verdict, policy: ScalingPolicy) -> _Verdict:
+    return verdict.turn(verdict.wanted, verdict.signal, _NOT_ACTED_ON) if policy.advisory else verdict

@@ -2,11 +2,13 @@
 
 Each model has a value for its n-th replica: the harm that it takes away. The harm at n replicas is the rate of requests
 that come too late, from staffing.py where n suffices on average; where n does not, all that exceeds it and, as waiting
-spreads to the rest, the more the further it falls short. It is made convex, so that giving the next replica to whom
-it helps most is best in all. It is weighed by priority (2 to the power of it) and by what the model suffered of late,
-so that none is always the last.
+spreads to the rest, half of what is left of them. It is weighed by priority (2 to the power of it) and by what the
+model suffered of late, so that none is always the last.
 
-Every model that wants any gets one replica first, highest priority first; then the greatest value decides.
+Every model that wants any gets its min first, or one, highest priority first. What is left goes where the least harm
+remains in all. A model that cannot be served in full does hardly better with one replica more, so this is a
+knapsack: it is solved exactly, by dynamic programming over the replicas left, while models x replicas are few; beyond
+that the harm is made convex and the next replica goes to whom it helps most, which differs by one model at most.
 """
 
 from __future__ import annotations
@@ -18,7 +20,11 @@ from heapq import heapify, heappop, heappush
 from autoscaler.staffing import late_share
 
 _WAIT_S = 1.0
-_FAIRNESS = 4.0
+_FAIRNESS = 1.0
+_WAITING = 0.5
+"""Share of a model's requests that wait too long as soon as it has less than it needs."""
+_MOST_EXACT = 200_000
+"""Replicas wanted x replicas there, up to which the division is exact."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +62,27 @@ def harm(claim: Claim, replicas: int) -> float:
     if served <= 0.0:
         return claim.rate
     if claim.rate < served:
-        return claim.rate * late_share(claim.rate, replicas, claim.capacity, claim.slots, _WAIT_S)
-    return claim.rate
+        late = late_share(claim.rate, replicas, claim.capacity, claim.slots, _WAIT_S)
+        return claim.rate * min(late, _WAITING)
+    return min(claim.rate, claim.rate - served + _WAITING * claim.rate)
 
 
 def values(claim: Claim) -> list[float]:
     """The value of the first, second, ... replica up to those wanted: never rising."""
-    harms = [harm(claim, n) for n in range(claim.wanted + 1)]
-    weight = 2.0**claim.priority * (1.0 + _FAIRNESS * claim.suffered)
+    harms = _weighed(claim)
     result: list[float] = []
     at = 0
     while at < claim.wanted:
         # The steepest chord from here on: the lower convex hull of the harms.
         end = max(range(at + 1, claim.wanted + 1), key=lambda n: ((harms[at] - harms[n]) / (n - at), n))
-        result += [weight * (harms[at] - harms[end]) / (end - at)] * (end - at)
+        result += [(harms[at] - harms[end]) / (end - at)] * (end - at)
         at = end
     return result
+
+
+def _weighed(claim: Claim) -> list[float]:
+    weight = 2.0**claim.priority * (1.0 + _FAIRNESS * claim.suffered)
+    return [weight * harm(claim, n) for n in range(claim.wanted + 1)]
 
 
 def share(claims: Sequence[Claim], replicas: int) -> list[Grant]:
@@ -83,14 +94,10 @@ def share(claims: Sequence[Claim], replicas: int) -> list[Grant]:
         first = min(claim.wanted, max(1, claim.floor), left)
         granted[claim.name] = first
         left -= first
-    open_ = [(-worth[c.name][granted[c.name]], c.name) for c in claims if granted[c.name] < c.wanted]
-    heapify(open_)
-    while left > 0 and open_:
-        _, name = heappop(open_)
-        granted[name] += 1
-        left -= 1
-        if granted[name] < len(worth[name]):
-            heappush(open_, (-worth[name][granted[name]], name))
+    if sum(claim.wanted for claim in claims) * max(1, left) <= _MOST_EXACT:
+        _divide(claims, granted, left)
+    else:
+        _give(claims, worth, granted, left)
     return [
         Grant(
             claim.name,
@@ -100,3 +107,35 @@ def share(claims: Sequence[Claim], replicas: int) -> list[Grant]:
         )
         for claim in claims
     ]
+
+
+def _divide(claims: Sequence[Claim], granted: dict[str, int], left: int) -> None:
+    """Gives the replicas left so that the sum of harms is the least."""
+    left = min(left, sum(claim.wanted - granted[claim.name] for claim in claims))
+    least = [0.0] * (left + 1)
+    chosen: list[list[int]] = []
+    for claim in claims:
+        harms = _weighed(claim)[granted[claim.name] :]
+        choices, sums = [0] * (left + 1), [harms[0] + h for h in least]
+        for more in range(1, len(harms)):
+            for total in range(more, left + 1):
+                remaining = least[total - more] + harms[more]
+                if remaining <= sums[total]:
+                    sums[total], choices[total] = remaining, more
+        least = sums
+        chosen.append(choices)
+    for claim, choices in zip(reversed(claims), reversed(chosen), strict=True):
+        granted[claim.name] += choices[left]
+        left -= choices[left]
+
+
+def _give(claims: Sequence[Claim], worth: dict[str, list[float]], granted: dict[str, int], left: int) -> None:
+    """Gives each replica left to whom it is worth most."""
+    open_ = [(-worth[c.name][granted[c.name]], c.name) for c in claims if granted[c.name] < c.wanted]
+    heapify(open_)
+    while left > 0 and open_:
+        _, name = heappop(open_)
+        granted[name] += 1
+        left -= 1
+        if granted[name] < len(worth[name]):
+            heappush(open_, (-worth[name][granted[name]], name))

@@ -15,13 +15,12 @@ removed. For most signals both are load / target. They differ where the data are
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from autoscaler import window
 from autoscaler.behavior import round_up
 from autoscaler.capacity import Capacity, known
-from autoscaler.need import REACTION_S, certain, need
+from autoscaler.need import LIKELY_Z, REACTION_S, certain, need
 from autoscaler.starts import expected_s
 from autoscaler.state import State
 from autoscaler.types import MetricTarget, Sample, ScalingPolicy, SignalReading, Supply
@@ -37,11 +36,17 @@ DRAIN_S = 30.0
 _LONG_WAIT_S = 1.0
 _CARRIED_S = 600.0
 """How long a backlog is remembered; then a fall is tried again."""
+RETURN_S = 180.0
+"""For so long after replicas became unready they are what will serve the queue that they left."""
+_FULL = 0.95
+"""Share of the slots that are busy when replicas can do no more."""
+_FULL_SERVICES = 3.0
+"""Services that fit into the stable window, at least, for what is completed in it to say what can be done."""
+_SURE_Z = 3.0
 _RESOURCE_WORDS = {"cpu": "CPU", "memory": "memory", "deviceMemory": "device memory"}
 
 
-@dataclass(frozen=True, slots=True)
-class Say:
+class Say(NamedTuple):
     """One signal's reading and its bounds on the replicas needed."""
 
     reading: SignalReading
@@ -82,8 +87,7 @@ class Scene(NamedTuple):
 
 def look(policy: ScalingPolicy, supply: Supply, sample: Sample, state: State, current: int, now: float) -> Scene:
     """Sum up both windows of the state, into which the sample was put before."""
-    stable = window.totals(state.spans, now, window.STABLE_S)
-    short = window.totals(state.spans, now, window.SHORT_S)
+    stable, short = window.both(state.spans, now)
     queued = short.queued / short.loaded if short.loaded else sample.queued
     older = stable.loaded - short.loaded
     before = (stable.queued - short.queued) / older if older > 0 else 0.0
@@ -95,7 +99,7 @@ def look(policy: ScalingPolicy, supply: Supply, sample: Sample, state: State, cu
         since = state.strained_from
         falling = (before - queued) / (window.STABLE_S / 2)
         strained = since is not None and now - since >= window.STABLE_S
-        unabsorbed = backlog and strained and falling * ABSORB_S < queued
+        unabsorbed = backlog and strained and falling * ABSORB_S < queued and not _is_returning(state, now)
     return Scene(
         supply,
         sample,
@@ -111,6 +115,10 @@ def look(policy: ScalingPolicy, supply: Supply, sample: Sample, state: State, cu
         _carried(state.carried, supply, stable, unabsorbed, now),
         known(state.learned, policy.concurrency_limit),
     )
+
+
+def _is_returning(state: State, now: float) -> bool:
+    return state.lost_at is not None and now - state.lost_at < RETURN_S
 
 
 def _carried(
@@ -173,7 +181,7 @@ def _qps(target: float, scene: Scene) -> Say:
     planned = estimate.value
     if estimate.before is not None and scene.capacity is not None:
         # A passing burst is for the capacity signal to judge: what is certain of the rise counts here.
-        planned = max(estimate.before, certain(estimate))
+        planned = max(estimate.before, certain(estimate, LIKELY_Z))
     need = planned / target
     note = f"{estimate.value:.1f} requests/s {_over(estimate)} at {target:g} per replica"
     return _say("qps", estimate.value, target, need, need, scene.current, note)
@@ -186,12 +194,16 @@ def _capacity(policy: ScalingPolicy, capacity: Capacity, scene: Scene) -> Say:
         # What is left of the forecast after a silence is memory; how long to stay for it is the idle time's business.
         return Say(SignalReading("capacity", 0.0, capacity.rate, 0, "no requests"), 0.0, 0.0)
     state = scene.state
+    capacity = _at_most(capacity, scene)
+    queued = scene.queued or 0.0
+    if _is_returning(state, scene.now):
+        queued = 0.0
     horizon_s = expected_s(state.starts, scene.supply.expected_ready_s) + REACTION_S
     wanted = need(
         capacity,
         state.history,
         scene.rate,
-        scene.queued or 0.0,
+        queued,
         scene.supply.ready,
         scene.current,
         horizon_s,
@@ -200,7 +212,25 @@ def _capacity(policy: ScalingPolicy, capacity: Capacity, scene: Scene) -> Say:
         scene.now,
     )
     say = _say("capacity", wanted.rate, capacity.rate, wanted.up, wanted.down, scene.current, wanted.words)
-    return replace(say, is_exact=True)
+    return say._replace(is_exact=True)
+
+
+def _at_most(capacity: Capacity, scene: Scene) -> Capacity:
+    """The capacity, or less: what full replicas with a queue complete is all that they can do, whatever was learned.
+
+    A drift shows here before it has moved the memories of capacity.py. Completions are taken as Poisson's.
+    """
+    stable, ready = scene.stable, scene.supply.ready
+    if not ready or not scene.queued or scene.queued < 1.0 or stable.worked < window.FULL_SHARE * window.STABLE_S:
+        return capacity
+    if stable.in_flight < _FULL * ready * capacity.slots * stable.loaded:
+        return capacity
+    if capacity.slots / capacity.rate * _FULL_SERVICES > window.STABLE_S:
+        return capacity
+    most = (stable.completions + _SURE_Z * math.sqrt(stable.completions)) / stable.worked / ready
+    if most >= capacity.low:
+        return capacity
+    return capacity._replace(rate=min(capacity.rate, most), low=most)
 
 
 def _concurrency(target: float, scene: Scene) -> Say:

@@ -5,7 +5,6 @@ Starts are taken to end in the order they began. Where the hall knows better (`S
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 UNKNOWN_S = 30.0
@@ -50,4 +49,4 @@ def expected_s(starts: Starts, told: float | None) -> float:
         return min(max(0.0, told), LONGEST_S)
     if starts.mean_s is None:
         return UNKNOWN_S
-    return math.fsum((min(starts.mean_s, LONGEST_S), min(starts.deviation_s, LONGEST_S)))
+    return min(starts.mean_s, LONGEST_S) + min(starts.deviation_s, LONGEST_S)

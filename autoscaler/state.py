@@ -5,8 +5,8 @@ A fresh state knows nothing and therefore shrinks nothing: until a full window i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Self
+from dataclasses import replace
+from typing import NamedTuple, Self
 
 from autoscaler import capacity, forecast, starts, timer, window
 from autoscaler.behavior import History
@@ -21,11 +21,11 @@ _SILENCE_GAP_S = 2.0
 """Unreported seconds that do not break a silence: a report that comes a little late."""
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """Memory of one model; times on the caller's clock."""
 
     started: float
+    history: forecast.History
     wanted: int | None = None
     """The last recommendation; None before the first."""
     spans: window.Spans = ()
@@ -50,13 +50,16 @@ class State:
     """Requests that arrived and have not completed."""
     doubted_from: float | None = None
     """Since when the gateway reads 0 although requests were under way that cannot have ended."""
-    history: forecast.History = field(kw_only=True)
-    learned: capacity.Learned = field(default_factory=capacity.Learned)
-    starts: starts.Starts = field(default_factory=starts.Starts)
+    learned: capacity.Learned = capacity.Learned()
+    starts: starts.Starts = starts.Starts()
+    lost_at: float | None = None
+    """When ready replicas last became unready; they may come back."""
     active_at: float = 0.0
     """When a request was last seen."""
     onsets: timer.Onsets = ()
     """When bursts began after a silence."""
+    rhythm: timer.Rhythm | None = None
+    """Of the onsets."""
     boost: float = 1.0
     boosted_until: float = 0.0
 
@@ -113,10 +116,11 @@ def observe(state: State, supply: Supply, sample: Sample, current: int, limit: i
         if begin > silent_until + _SILENCE_GAP_S:
             silent_from = begin
         silent_until = now
-    active_at, onsets = state.active_at, state.onsets
+    active_at, onsets, rhythm = state.active_at, state.onsets, state.rhythm
     if is_active(sample):
         if now - active_at > timer.SILENCE_S:
             onsets = timer.remember(onsets, now)
+            rhythm = timer.rhythm(onsets)
         active_at = now
     flying, balance = state.flying, state.balance
     if sample.arrivals is not None and sample.in_flight is not None and sample.dt >= 0.5:
@@ -133,6 +137,9 @@ def observe(state: State, supply: Supply, sample: Sample, current: int, limit: i
         learned = capacity.observe(
             learned, sample.completions, sample.in_flight, supply.boost, supply.ready, limit, sample.dt, now
         )
+    lost_at = state.lost_at
+    if supply.ready < state.ready and supply.ready + supply.starting >= state.ready + len(state.starts.pending):
+        lost_at = now
     known_starts = starts.observe(state.starts, supply.ready, supply.starting, now)
     horizon_s = starts.expected_s(known_starts, supply.expected_ready_s) + REACTION_S
     strained_from = state.strained_from
@@ -159,8 +166,10 @@ def observe(state: State, supply: Supply, sample: Sample, current: int, limit: i
         history=forecast.observe(state.history, sample.arrivals, sample.dt, horizon_s, now),
         learned=learned,
         starts=known_starts,
+        lost_at=lost_at,
         active_at=active_at,
         onsets=onsets,
+        rhythm=rhythm,
         boost=state.boost,
         boosted_until=state.boosted_until,
     )

@@ -7,6 +7,7 @@ Times are seconds on the caller's clock; rates are requests per second; percenta
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import tzinfo
 from typing import Literal
 
 MetricName = Literal["cpu", "memory", "deviceMemory", "concurrency"]
@@ -54,6 +55,20 @@ class Objective:
 
 
 @dataclass(frozen=True, slots=True)
+class Schedule:
+    """A window of time, opened and closed by cron expressions, with bounds that hold in place of the policy's."""
+
+    start: str
+    """Five fields, for example `0 8 * * mon-fri`."""
+    end: str
+    min_replicas: int | None = None
+    """None: the policy's."""
+    max_replicas: int | None = None
+    zone: tzinfo | None = None
+    """Whose clock the expressions mean; None: UTC."""
+
+
+@dataclass(frozen=True, slots=True)
 class ScalingPolicy:
     """What the operator wants of one model."""
 
@@ -74,6 +89,10 @@ class ScalingPolicy:
     """How many times its slice's compute a replica may have while others start; 1: slices do not grow."""
     fixed_replicas: int | None = None
     """Set by hand: the recommendation is this count, the signals are still told."""
+    schedules: tuple[Schedule, ...] = ()
+    """Windows with bounds of their own."""
+    advisory: bool = False
+    """Recommend, but nobody acts on it: each recommendation starts from what really runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +154,8 @@ class Recommendation:
     previous: int
     """Ready and starting at the time."""
     signal: str
-    """What decided: a signal, or min, max, fixed, idle, timer, wake, hold, stabilization, behavior, tolerance."""
+    """What decided: a signal, or min, max, schedule, fixed, idle, timer, wake, hold, stabilization, behavior or
+    tolerance."""
     readings: tuple[SignalReading, ...] = ()
     reasons: tuple[str, ...] = field(default=())
     """In words, in the order applied."""
@@ -143,3 +163,5 @@ class Recommendation:
     """How many times its slice's compute each ready replica should have (`ScalingPolicy.max_boost` at most)."""
     capacity: float | None = None
     """Requests per second that a replica is known to do; None: not known yet."""
+    advisory: bool = False
+    """To be shown and recorded, not carried out."""

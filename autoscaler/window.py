@@ -73,9 +73,7 @@ class Totals(NamedTuple):
     """Request-seconds."""
 
 
-def _usage(values: tuple[float, ...], ready: int) -> Usage | None:
-    if not values:
-        return None
+def _usage(values: tuple[float, ...], ready: int) -> Usage:
     total = math.fsum(values)
     return Usage(total, total / len(values), len(values), max(0, ready - len(values)))
 
@@ -83,19 +81,22 @@ def _usage(values: tuple[float, ...], ready: int) -> Usage | None:
 def add(spans: Spans, sample: Sample, supply: Supply, now: float) -> Spans:
     """The spans with one sample more, and without those that left the stable window."""
     seconds = max(0.0, sample.dt)
+    is_known = sample.arrivals is not None
     new = Span(
         now,
         seconds,
         sample.arrivals,
-        sample.completions if sample.arrivals is not None else None,
-        sample.in_flight if sample.arrivals is not None else None,
-        sample.queued if sample.arrivals is not None else None,
-        _usage(sample.cpu, supply.ready),
-        _usage(sample.memory, supply.ready),
-        _usage(sample.device_memory, supply.ready),
+        sample.completions if is_known else None,
+        sample.in_flight if is_known else None,
+        sample.queued if is_known else None,
+        _usage(sample.cpu, supply.ready) if sample.cpu else None,
+        _usage(sample.memory, supply.ready) if sample.memory else None,
+        _usage(sample.device_memory, supply.ready) if sample.device_memory else None,
     )
-    first = next((i for i, span in enumerate(spans) if span.end > now - STABLE_S), len(spans))
-    first = max(first, len(spans) + 1 - _MOST_SPANS)
+    first = max(0, len(spans) + 1 - _MOST_SPANS)
+    oldest = now - STABLE_S
+    while first < len(spans) and spans[first].end <= oldest:
+        first += 1
     if first < len(spans):
         last = spans[-1]
         if last.seconds + seconds <= _MERGE_S and _same_parts(last, new):
@@ -135,10 +136,28 @@ def _merge(a: Span, b: Span) -> Span:
     )
 
 
-def totals(spans: Spans, now: float, window: float) -> Totals:
-    """Sums over the last `window` seconds."""
+def both(spans: Spans, now: float) -> tuple[Totals, Totals]:
+    """Sums over the stable and over the short window."""
+    start = now - SHORT_S
+    # Where a span ends at the short window's start, as with a report each second, the stable sums carry on from there.
+    for i in range(len(spans) - 1, -1, -1):
+        end = spans[i].end
+        if end <= start:
+            short = totals(spans[i + 1 :], now, SHORT_S)
+            if i + 1 == len(spans) or spans[i + 1].end - spans[i + 1].seconds >= start:
+                return totals(spans[: i + 1], now, STABLE_S, short), short
+            return totals(spans, now, STABLE_S), short
+    short = totals(spans, now, SHORT_S)
+    return totals(spans, now, STABLE_S), short
+
+
+_NOTHING = Totals(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+def totals(spans: Spans, now: float, window: float, later: Totals = _NOTHING) -> Totals:
+    """Sums over the last `window` seconds; `later` is known of what follows the spans."""
     start = now - window
-    covered = arrivals = worked = completions = loaded = in_flight = queued = 0.0
+    covered, arrivals, worked, completions, loaded, in_flight, queued = later
     for end, span_s, arrived, completed, flying, waiting, _, _, _ in reversed(spans):
         inside = end - start
         if inside <= 0:

@@ -1,4 +1,4 @@
-"""python -m benchmarks.autoscaler --data DIR [--quick] [--case NAME ...] [--seeds N] [--json]
+"""python -m benchmarks.autoscaler --data DIR [--quick] [--case NAME ...] [--seeds N] [--first-seed N] [--json]
 
 Runs the twelve cells with the library's policy and the baselines, then the scenarios, and compares with the bars.
 With --json the last line is one JSON object with `cells` and `bars: {name: {value, bar, met}}`.
@@ -37,17 +37,17 @@ def _policies(work: Workload, start_s: float) -> dict[str, Callable[[View], int]
     }
 
 
-def _cells(data: Path, cases: list[str], seeds: int, starts: tuple[int, ...], others: tuple[str, ...]) -> list[Any]:
+def _cells(data: Path, cells: dict[str, tuple[int, ...]], seeds: range, others: tuple[str, ...]) -> list[Any]:
     rows = []
-    for name in cases:
+    for name, starts in cells.items():
         work = load(name, data)
         figures: dict[tuple[int, str], list[tuple[float, float]]] = {}
-        for seed in range(1, seeds + 1):
+        for seed in seeds:
             requests = draw(work, np.random.default_rng(seed))
             for start_s in starts:
                 for which, scaler in _policies(work, start_s).items():
                     # The rest of the baselines are there to see that the simulator is right: one run is enough.
-                    if which != "ours" and which not in (others if seed == 1 else others[:2]):
+                    if which != "ours" and which not in (others if seed == seeds[0] else others[:2]):
                         continue
                     outcome = scenarios.run(work, requests, scaler, start_s)
                     figure = outcome.cost / CASES[name].reference[start_s], outcome.violation_share
@@ -98,27 +98,29 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a part of it, in under 50 s")
     parser.add_argument("--case", action="append", choices=[*CASES, *SCENARIOS], help="only this; may be repeated")
     parser.add_argument("--seeds", type=int, default=None, help="runs of each cell (5; quick: 1)")
+    parser.add_argument("--first-seed", type=int, default=1, help="of these runs, and the scenarios' own (1)")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     given = parser.parse_args()
-    quick, data = given.quick, given.data
+    quick, data, first = given.quick, given.data, given.first_seed
     chosen = given.case or [*CASES, *SCENARIOS]
     cases = [name for name in CASES if name in chosen]
-    if quick and given.case is None:
-        cases = ["conv", "aze3"]
     seeds = given.seeds or (1 if quick else 5)
     rows: list[Any] = []
     bars: dict[str, Bar] = {}
     if cases:
         others = ("hpa70", "kpa-rps70") if quick else ("hpa70", "kpa-rps70", "kpa-conc70", "ray50", "threshold70")
-        rows = _cells(data, cases, seeds, (5, 90) if quick else (5, 30, 90), others)
+        cells = dict.fromkeys(cases, (5, 30, 90))
+        if quick and given.case is None:
+            cells = {"conv": (5, 30, 90), "aze3": (30,)}
+        rows = _cells(data, cells, range(first, first + seeds), others)
         bars |= _cell_bars(rows)
     steps: dict[str, Callable[[], dict[str, Bar]]] = {
-        "targets": lambda: scenarios.wrong_targets(data, 1, quick=quick),
-        "faults": lambda: scenarios.faults(data, 1, quick=quick),
-        "step": lambda: scenarios.step(1),
-        "timers": lambda: scenarios.timers(1, quick=quick),
-        "quota": lambda: scenarios.shared_quota(1, quick=quick),
-        "scale": scenarios.thousand_models,
+        "targets": lambda: scenarios.wrong_targets(data, first, quick=quick),
+        "faults": lambda: scenarios.faults(data, first, quick=quick),
+        "step": lambda: scenarios.step(first, quick=quick),
+        "timers": lambda: scenarios.timers(first, quick=quick),
+        "quota": lambda: scenarios.shared_quota(first, quick=quick),
+        "scale": lambda: scenarios.thousand_models(quick=quick),
     }
     for name in SCENARIOS:
         if name in chosen:

@@ -19,7 +19,7 @@ from autoscaler.policy import recommend
 from autoscaler.quota import Claim, share
 from autoscaler.replay import Ours
 from autoscaler.simulate import Faults, Outcome, Requests, Starts, View, Workload, draw, simulate
-from autoscaler.staffing import replicas_for
+from autoscaler.staffing import late_share, replicas_for
 from autoscaler.state import State
 from autoscaler.trace import Trace
 from autoscaler.types import Sample, ScalingPolicy, Supply
@@ -77,7 +77,7 @@ def _workloads(data: Path, *, quick: bool) -> list[Workload]:
     if quick:
         return [conv]
     sgl = load("sgl", data)
-    return [conv, replace(sgl, trace=sgl.trace.part(1080, 1440))]
+    return [conv, replace(sgl, trace=sgl.trace.part(1080, 2160))]
 
 
 def wrong_targets(data: Path, seed: int, *, quick: bool) -> dict[str, Bar]:
@@ -103,7 +103,7 @@ def wrong_targets(data: Path, seed: int, *, quick: bool) -> dict[str, Bar]:
                 length = work.trace.seconds
                 work = replace(work, slowdowns=((length / 3, 2 * length / 3, 1.8),))
             requests = draw(work, np.random.default_rng(seed))
-            best_cost = _reference(work, requests, start_s, known)
+            best_cost = _reference(work, requests, start_s, known, quick=quick)
             scaler = Ours(wanted, start_s)
             if kind.startswith("drift"):
                 begins = work.slowdowns[0][0]
@@ -127,11 +127,11 @@ def wrong_targets(data: Path, seed: int, *, quick: bool) -> dict[str, Bar]:
     return bars
 
 
-def _reference(work: Workload, requests: Requests, start_s: float, known: dict[Any, float]) -> float:
+def _reference(work: Workload, requests: Requests, start_s: float, known: dict[Any, float], *, quick: bool) -> float:
     """The cheaper of our own reference and, where the workload is a whole cell, the one measured for it elsewhere."""
     key = (work.name, work.slowdowns)
     if key not in known:
-        known[key] = reference(work, requests, start_s, np.random.default_rng(2)).cost
+        known[key] = reference(work, requests, start_s, np.random.default_rng(2), few=quick).cost
         if work.name == "conv" and not work.slowdowns:
             known[key] = min(known[key], CASES["conv"].reference[int(start_s)])
     return known[key]
@@ -143,7 +143,7 @@ def faults(data: Path, seed: int, *, quick: bool) -> dict[str, Bar]:
     bars: dict[str, Bar] = {}
     for work in _workloads(data, quick=quick):
         requests = draw(work, np.random.default_rng(seed))
-        best = reference(work, requests, start_s, np.random.default_rng(2))
+        best = reference(work, requests, start_s, np.random.default_rng(2), few=quick)
         middle = round(work.trace.seconds / 2)
         span = (float(middle), middle + 300.0)
         room = max(2, best.peak)
@@ -178,11 +178,11 @@ def _recovered(outcome: Outcome, work: Workload, by: int) -> bool:
     return outcome.series.ready[by] >= rate / work.capacity
 
 
-def step(seed: int) -> dict[str, Bar]:
+def step(seed: int, *, quick: bool) -> dict[str, Bar]:
     """A step of three times the rate at starts of 90 s, slices allowed to grow to three times; growth is charged."""
     work = Workload("step", Trace(60.0, (100 * 60.0,) * 20 + (300 * 60.0,) * 40), 8, 0.5, 0.5, 1.0)
     requests = draw(work, np.random.default_rng(seed))
-    best = reference(work, requests, 90.0, np.random.default_rng(2))
+    best = reference(work, requests, 90.0, np.random.default_rng(2), few=quick)
     outcome = run(work, requests, Ours(policy(work, max_boost=3.0), 90.0), 90.0)
     value = {"violations": round(outcome.violation_share, 2), "cost": round(outcome.cost / best.cost, 3)}
     met = outcome.violation_share <= 1.0 and outcome.cost <= 1.15 * best.cost
@@ -237,9 +237,13 @@ class _ToZero:
 
 
 def shared_quota(seed: int, *, quick: bool) -> dict[str, Bar]:
-    """Ten models with shifted peaks, 45 replicas for all peaks, and fewer there are: fluid, every 10 s, 4 hours."""
+    """Ten models with shifted peaks, 45 replicas for all peaks, and fewer there are: 4 hours, by formula, every 10 s.
+
+    Late is what waits for more than a second where a model has enough on average (staffing.py); where it has not, what
+    exceeds it and half of all.
+    """
     rng = np.random.default_rng(seed)
-    seconds, tick = 4 * 3600, 10
+    seconds, tick = 4 * 3600, 60 if quick else 10
     models = 10
     capacity, slots = 20.0, 8
     rates = np.zeros((models, seconds // tick))
@@ -253,6 +257,7 @@ def shared_quota(seed: int, *, quick: bool) -> dict[str, Bar]:
         late = {way: np.zeros(models) for way in ("ours", "equal", "first come")}
         suffered = np.zeros(models)
         held = np.full(models, quota // models)
+        refused = 0
         for k in range(rates.shape[1]):
             rate = rates[:, k]
             wants = [max(1, replicas_for(r, capacity, slots, 1.0, 0.05)) for r in rate]
@@ -260,29 +265,42 @@ def shared_quota(seed: int, *, quick: bool) -> dict[str, Bar]:
                 Claim(str(m), wants[m], float(rate[m]), capacity, slots, suffered=float(suffered[m]))
                 for m in range(models)
             ]
-            ours = np.array([g.replicas for g in share(claims, quota)])
+            grants = share(claims, quota)
+            refused += sum(grant.refused for grant in grants)
+            ours = np.array([grant.replicas for grant in grants])
             equal = np.minimum(wants, quota // models)
             held = np.minimum(held, wants)
             for m in range(models):
                 held[m] = min(wants[m], held[m] + quota - int(held.sum()))
             for way, counts in (("ours", ours), ("equal", equal), ("first come", held)):
-                missed = np.maximum(0.0, rate - counts * capacity) / rate
-                late[way] += rate * tick * np.where(missed > 0.0, np.minimum(1.0, missed + 0.5), 0.0)
-            missed = np.maximum(0.0, rate - ours * capacity) / rate
-            suffered += 0.01 * (np.minimum(1.0, np.where(missed > 0, missed + 0.5, 0.0)) - suffered)
+                shares = np.array(
+                    [_late_share(float(r), int(n), capacity, slots) for r, n in zip(rate, counts, strict=True)]
+                )
+                late[way] += rate * tick * shares
+                if way == "ours":
+                    suffered += tick / 1000.0 * (shares - suffered)
         total = rates.sum(axis=1) * tick
         share_late = {way: 100.0 * late[way] / total for way in late}
         means = {way: round(float(v.mean()), 2) for way, v in share_late.items()}
         worst = float(share_late["ours"].max()) / max(1e-9, float(share_late["ours"].mean()))
-        met = 2 * means["ours"] <= min(means["equal"], means["first come"]) and (worst <= 3.0 or means["ours"] < 0.01)
+        is_less = 2 * means["ours"] <= min(means["equal"], means["first come"])
+        met = (is_less or not refused) and worst <= 3.0
         bars[f"quota of {quota}"] = Bar(
-            {**means, "worst over mean": round(worst, 2)}, "at least 2x lower, worst <= 3x the mean", met
+            {**means, "worst over mean": round(worst, 2)}, "at least 2x lower (or none refused), worst <= 3x", met
         )
     return bars
 
 
-def thousand_models() -> dict[str, Bar]:
-    """1,000 models, each with traffic of its own, a call each second: the median tick, and the largest memory."""
+def _late_share(rate: float, replicas: int, capacity: float, slots: int) -> float:
+    missed = rate - replicas * capacity
+    return min(1.0, missed / rate + 0.5) if missed > 0.0 else late_share(rate, replicas, capacity, slots, 1.0)
+
+
+def thousand_models(*, quick: bool) -> dict[str, Bar]:
+    """1,000 models, each with traffic of its own, a call each second: the median tick, and the largest memory.
+
+    CPU time of this process, so that what else runs on the machine does not count.
+    """
     rng = np.random.default_rng(1)
     work = Workload("any", Trace(1.0, (1.0,)), 8, 0.4, 0.5, 1.0)
     wanted = policy(work)
@@ -290,14 +308,14 @@ def thousand_models() -> dict[str, Bar]:
     states = [State.initial(0.0, i / models) for i in range(models)]
     rates = rng.uniform(1.0, 60.0, models)
     ticks: list[float] = []
-    for second in range(1, 141):
+    for second in range(1, 61 if quick else 141):
         arrivals = rng.poisson(rates).tolist()
         samples = [Sample(1.0, n, n, n * 0.4, 0.0) for n in arrivals]
         supplies = [Supply(max(1, math.ceil(r / 14)), 0, 0) for r in rates]
-        begun = time.perf_counter()
+        begun = time.process_time()
         for i in range(models):
             _, states[i] = recommend(wanted, supplies[i], samples[i], states[i], float(second))
-        ticks.append(time.perf_counter() - begun)
+        ticks.append(time.process_time() - begun)
     usual = sorted(ticks[40:])[len(ticks[40:]) // 2] * 1000.0
     largest = max(_bytes(state) for state in states[:20]) / 1024.0
     return {

@@ -68,3 +68,19 @@ def test_three_hours_are_kept_and_no_more():
     assert len(history.sums) <= 8 * 1081
     assert len(history.open) <= 10
     assert len(history.issued) <= 10
+
+
+def test_a_second_after_a_gap_does_not_stand_for_the_gap():
+    history, now = feed([20.0] * 600)
+    history, now = feed([None] * 299, history=history, now=now)
+    history, _ = feed([60.0], history=history, now=now)
+
+    assert forecast.latest(history).middle < 30.0
+
+
+def test_silence_that_lasted_as_long_as_is_remembered_is_not_judged():
+    history, _ = feed([0.0] * 600)
+
+    assert forecast.latest(history) is None
+    history, _ = feed([5.0] * 30, history=history, now=600.0)
+    assert forecast.latest(history) is not None

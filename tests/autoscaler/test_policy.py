@@ -419,3 +419,49 @@ def test_the_state_is_a_new_one_each_time(policy):
 
     assert repr(state) == before
     assert after is not state
+
+
+# --- replicas that become unready, drift, and sleep ------------------------------------------------------------------
+
+
+def feed(policy, state, now, seconds, supply, **sample):
+    """One sample a second; the last recommendation."""
+    given = {"dt": 1.0, "arrivals": 30, "completions": 30, "in_flight": 15.0, "queued": 0.0, **sample}
+    for _ in range(seconds):
+        now += 1.0
+        advice, state = recommend(policy, supply, Sample(**given), state, now)
+    return advice, state, now
+
+
+def test_replicas_that_become_unready_are_not_replaced_one_for_one(policy):
+    wanted = policy(target_qps=None, mode="learn", concurrency_limit=8)
+    advice, state, now = feed(wanted, State.initial(0.0), 0.0, 300, Supply(3, 0, 0, 30.0))
+    before = advice.replicas
+
+    down = Supply(0, 3, 0, 30.0)
+    advice, state, now = feed(wanted, state, now, 60, down, completions=0, in_flight=0.0, queued=900.0, queued_now=900)
+    assert advice.replicas <= before + 1
+    back = Supply(3, 0, 0, 30.0)
+    advice, *_ = feed(wanted, state, now, 60, back, completions=48, in_flight=24.0, queued=900.0, queued_now=900)
+    assert advice.replicas <= before + 1
+
+
+def test_full_replicas_that_do_less_than_was_learned_are_believed_at_once(policy):
+    wanted = policy(target_qps=16.0, concurrency_limit=8)
+    advice, state, now = feed(wanted, State.initial(0.0), 0.0, 300, Supply(3, 0, 0, 30.0))
+    assert advice.replicas == 3
+
+    slow = {"arrivals": 30, "completions": 18, "in_flight": 24.0, "queued": 60.0, "queued_now": 60}
+    advice, *_ = feed(wanted, state, now, 15, Supply(3, 0, 0, 30.0), **slow)
+    assert advice.replicas >= 5
+
+
+def test_a_model_at_zero_sleeps_and_wakes_at_once(policy):
+    wanted = policy(min_replicas=0)
+    silent = {"arrivals": 0, "completions": 0, "in_flight": 0.0}
+    advice, state, now = feed(wanted, State.initial(0.0), 0.0, 60, Supply(0, 0, 0), **silent)
+    assert (advice.replicas, advice.signal) == (0, "idle")
+    assert advice.reasons == ("no request for 60 s: stays at zero",)
+
+    advice, *_ = feed(wanted, state, now, 1, Supply(0, 0, 0), arrivals=1, completions=0, in_flight=0.0, wake=True)
+    assert advice.replicas >= 1

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoscaler.quota import Claim, share, values
+from autoscaler.quota import Claim, harm, share, values
 
 claims = st.lists(
     st.builds(
@@ -48,3 +49,17 @@ def test_who_suffered_is_served_before_who_did_not():
     asked = [Claim("a", 5, 80.0, 20.0, 8), Claim("b", 5, 80.0, 20.0, 8, suffered=0.5)]
 
     assert [g.replicas for g in share(asked, 6)] == [1, 5]
+
+
+def test_the_division_leaves_the_least_harm():
+    """Every division of 3 to 13 replicas among three models is compared."""
+    claims = [Claim("a", 5, 70.0, 20.0, 8.0), Claim("b", 4, 50.0, 20.0, 8.0), Claim("c", 4, 50.0, 20.0, 8.0)]
+
+    for replicas in range(3, 14):
+        given = [grant.replicas for grant in share(claims, replicas)]
+        least = min(
+            sum(harm(claim, n) for claim, n in zip(claims, counts, strict=True))
+            for counts in product(range(1, 6), range(1, 5), range(1, 5))
+            if sum(counts) <= replicas
+        )
+        assert sum(harm(claim, n) for claim, n in zip(claims, given, strict=True)) == pytest.approx(least)
