@@ -30,8 +30,12 @@ _POLL_S: Final = 0.02
 class Front:
     """The server of clients' requests."""
 
-    def __init__(self, proxy: Proxy, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, proxy: Proxy, listener: socket.socket, tls: ssl.SSLContext | None = None, *, siblings: bool = False
+    ) -> None:
+        """`siblings` says whether other workers take connections on the same port."""
         self._proxy = proxy
+        self._siblings = siblings
         self._tls = tls
         self._listener = listener
         self._server = ClientServer(proxy)
@@ -83,9 +87,11 @@ class Front:
             accepted.setblocking(False)
             with suppress(OSError):
                 await asyncio.get_running_loop().connect_accepted_socket(self._server, accepted, ssl=self._tls)
-        with suppress(OSError):
-            # For all who hold it: a connection that is queued now would wait for nobody.
-            self._listener.shutdown(socket.SHUT_RDWR)
+        if self._siblings:
+            with suppress(OSError):
+                # For all who hold it: new connections go to the other workers at once. A worker that is alone leaves
+                # the socket to who holds it, so that they wait for its successor.
+                self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
     async def _until_gone(self, end: float) -> bool:

@@ -102,7 +102,12 @@ class Worker:
                 self._certificate = Certificate(options.tls_cert, options.tls_key)
             except BadCertificate as error:
                 raise StartError(str(error)) from None
-        self.front = Front(self._proxy, listener, self._certificate.context if self._certificate else None)
+        self.front = Front(
+            self._proxy,
+            listener,
+            self._certificate.context if self._certificate else None,
+            siblings=options.workers > 1,
+        )
         self.admin = Admin(metrics=self._metrics, ready=self.ready)
 
     @property

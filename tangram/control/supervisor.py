@@ -248,7 +248,8 @@ class Supervisor:
         self.signals.clear()
         self._end_banner()
         for part in self.parts:
-            if part.listener is not None and not part.running:
+            if part.listener is not None:
+                # With the workers' own handles closed, new connections are refused instead of waiting for nobody.
                 part.listener.close()
         workers = [p for p in self.parts if p.role != _CONTROLLER and p.running]
         controllers = [p for p in self.parts if p.role == _CONTROLLER and p.running]

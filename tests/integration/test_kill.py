@@ -81,6 +81,21 @@ async def test_of_a_worker_only_its_connections_fail(installation: Any, make_loa
     await until(lambda: nothing_in_flight(installation))
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_restarting_a_worker_loses_no_request(installation: Any, make_load: Any, workers: int) -> None:
+    installation.workers = workers
+    installation.write()
+    installation.up()
+    installation.wait_ready(2)
+    async with make_load(clients=6, delay_ms=20).running() as load:
+        await load.flow()
+        leaving = installation.pid("worker-0")
+        os.kill(leaving, signal.SIGTERM)
+        await until(lambda: installation.pid("worker-0") != leaving, 20.0)
+        await load.flow()
+    assert load.failures == []
+
+
 async def test_of_the_controller_no_request_fails_and_it_adopts_all(installation: Any, make_load: Any) -> None:
     installation.write()
     installation.up()
