@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,10 @@ from numpy.typing import NDArray
 from packer.bounds import SolverMissing, zero_refusal
 from packer.engine import Rack
 from packer.mix import Mix
+
+#: Devices up to which the programme is not solved: its bound is far from what whole slices can do there, moves mend
+#: what goes wrong, and the solver would be most of the memory of whoever places.
+_EXACT_ABOVE: Final = 16
 
 
 def opportunity_prices(racks: Sequence[Rack], mix: Mix, blend: float) -> NDArray[Any]:
@@ -34,6 +38,8 @@ def _prices(classes: frozenset[tuple[Rack, int]], mix: Mix, blend: float) -> NDA
     asked = np.array([s.compute * s.devices + s.cpu_milli / 1000 for s in mix.shapes], np.float64)
     mean = float(sum(w * s.compute * s.devices for s, w in zip(mix.shapes, weights, strict=True))) or 1.0
     plain = asked * (mean / float(weights @ asked or 1.0))
+    if sum(len(rack.bays) * count for rack, count in classes) <= _EXACT_ABOVE:
+        return plain.astype(np.float32)
     try:
         duals = zero_refusal(Counter(dict(classes)), mix).prices
     except SolverMissing:
