@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
@@ -103,12 +103,3 @@ class Backend(Protocol):
 
 class StartError(Exception):
     """The system refused to start the process; the text says why and what to mend."""
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceUse:
-    """What a Device's Instances use at present, for devices that can be measured."""
-
-    device: str
-    memory_mib: float
-    instances: Mapping[str, float] = field(default_factory=dict)
