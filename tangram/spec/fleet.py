@@ -1,0 +1,76 @@
+"""`Fleet`: the virtual nodes and devices of one machine, and what holds for its gateway."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from tangram.spec.base import API_VERSION, Doc, Metadata, Name, refuse_twice
+from tangram.spec.quantity import MiB, MilliCPU, mib_text
+
+
+class DeviceSpec(Doc):
+    name: Name
+    model: str = "virtual"
+    """What kind of device it stands for; `deviceSelector.models` matches it."""
+    memory: Annotated[MiB, Field(ge=1)]
+    reserve: MiB = 0
+    """Kept free for driver and context overhead."""
+    cores: Annotated[MilliCPU, Field(ge=1)]
+    """CPU cores that stand for 100 percent of the device's compute."""
+    max_clients: Annotated[int, Field(ge=1)] = 48
+    labels: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        if self.reserve >= self.memory:
+            raise ValueError(
+                f"reserve {mib_text(self.reserve)} leaves nothing of memory {mib_text(self.memory)}; lower it"
+            )
+        return self
+
+
+class NodeSpec(Doc):
+    name: Name
+    cpu: MilliCPU | None = None
+    """Host CPU to give to Instances; absent is unbounded."""
+    memory: MiB | None = None
+    """Host memory to give to Instances; absent is unbounded."""
+    labels: dict[str, str] = {}
+    devices: Annotated[tuple[DeviceSpec, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        refuse_twice("devices", (d.name for d in self.devices))
+        return self
+
+
+class TotalQueue(Doc):
+    """Bounds of all waiting rooms of a gateway worker together."""
+
+    max_requests: Annotated[int, Field(ge=0)] = 10_000
+    max_memory: MiB = Field(default="256Mi")  # type: ignore[assignment]
+
+
+class GatewaySpec(Doc):
+    queue: TotalQueue = TotalQueue()
+
+
+class FleetSpec(Doc):
+    nodes: Annotated[tuple[NodeSpec, ...], Field(min_length=1)]
+    gateway: GatewaySpec = GatewaySpec()
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        refuse_twice("nodes", (n.name for n in self.nodes))
+        return self
+
+
+class Fleet(Doc):
+    """Virtual nodes and devices of one machine. Devices that NVML finds are added to them."""
+
+    api_version: Literal["tangram.dev/v1alpha1"] = API_VERSION
+    kind: Literal["Fleet"] = "Fleet"
+    metadata: Metadata
+    spec: FleetSpec

@@ -1,0 +1,48 @@
+"""`Model`: what an operator declares of one model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tangram.spec.base import API_VERSION, Doc, Metadata, Name
+from tangram.spec.rollout import Rollout
+from tangram.spec.runtime import Resources, Runtime
+from tangram.spec.scaling import Scaling
+from tangram.spec.slices import SliceSpec
+from tangram.spec.traffic import Traffic
+
+
+class ModelSpec(Doc):
+    project: Name = "default"
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
+    """Higher is served first when the fleet cannot hold all."""
+    runtime: Runtime
+    resources: Resources = Resources()
+    slice: SliceSpec
+    scaling: Scaling = Scaling()
+    traffic: Traffic = Traffic()
+    rollout: Rollout = Rollout()
+
+
+class Model(Doc):
+    api_version: Literal["tangram.dev/v1alpha1"] = API_VERSION
+    kind: Literal["Model"] = "Model"
+    metadata: Metadata
+    spec: ModelSpec
+
+    @property
+    def name(self) -> str:
+        """`metadata.name`, unique in a fleet."""
+        return self.metadata.name
+
+    @property
+    def revision(self) -> str:
+        """Eight hex digits over the fields that shape the process; a replica of another revision must be replaced."""
+        shape = self.spec.model_dump(mode="json", include={"runtime", "resources", "slice"}, by_alias=True)
+        for later in ("readiness", "progressDeadlineSeconds", "terminationGracePeriodSeconds"):
+            del shape["runtime"][later]
+        return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:8]

@@ -1,0 +1,112 @@
+"""How many replicas a model has: bounds, targets, other metrics, and HPA v2's behavior."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Final, Self
+
+from pydantic import Field, model_validator
+
+from tangram.spec.base import Doc, NonNegative, Positive
+
+#: Replicas of one model at most: a slip of the finger must not have the planner place a billion.
+MAX_REPLICAS: Final = 10_000
+
+
+class MetricType(StrEnum):
+    CPU = "cpu"
+    """Percent of the CPU a replica may use (its compute share on a virtual device, else `resources.requests.cpu`)."""
+    MEMORY = "memory"
+    """Percent of `resources.requests.memory` in use."""
+    DEVICE_MEMORY = "deviceMemory"
+    """Percent of `slice.memory.request` in use."""
+    CONCURRENCY = "concurrency"
+    """Requests in flight and queued, a replica."""
+
+
+class Metric(Doc):
+    type: MetricType
+    target: Positive
+    """Percent, or requests for `concurrency`: the mean a ready replica should not exceed."""
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.type is not MetricType.CONCURRENCY and self.target > 100:
+            raise ValueError(f"target {self.target:g} is more than 100 percent; give a percent up to 100")
+        return self
+
+
+class PolicyType(StrEnum):
+    PODS = "Pods"
+    PERCENT = "Percent"
+
+
+class HPAPolicy(Doc):
+    type: PolicyType
+    value: Annotated[int, Field(gt=0)]
+    period_seconds: Annotated[int, Field(gt=0, le=1800)]
+
+
+class SelectPolicy(StrEnum):
+    MAX = "Max"
+    MIN = "Min"
+    DISABLED = "Disabled"
+
+
+class ScalingRules(Doc):
+    """One direction of HPA v2's `behavior`; what is absent takes Tangram's default (docs/autoscaling.md)."""
+
+    stabilization_window_seconds: Annotated[float, Field(ge=0, le=3600)] | None = None
+    select_policy: SelectPolicy = SelectPolicy.MAX
+    policies: tuple[HPAPolicy, ...] | None = None
+    tolerance: Annotated[float, Field(ge=0, lt=1)] | None = None
+
+
+class Behavior(Doc):
+    scale_up: ScalingRules = ScalingRules()
+    scale_down: ScalingRules = ScalingRules()
+
+
+class ScalingMode(StrEnum):
+    HONOUR = "honour"
+    """Plan for at most `targetQPS` requests per second a ready replica."""
+    LEARN = "learn"
+    """`targetQPS` is only a first guess."""
+
+
+class Objective(Doc):
+    """A latency goal that can stand in the place of a QPS target."""
+
+    latency_milliseconds: Positive
+    percentile: Annotated[float, Field(gt=0, lt=100)] = 99.0
+
+
+class Scaling(Doc):
+    min_replicas: Annotated[int, Field(ge=0, le=MAX_REPLICAS)] = 1
+    max_replicas: Annotated[int, Field(ge=1, le=MAX_REPLICAS)] = 1
+    replicas: Annotated[int, Field(ge=0, le=MAX_REPLICAS)] | None = None
+    """A fixed count, set by hand; the autoscaler then advises but does not act. Absent: automatic."""
+    target_qps: Annotated[Positive | None, Field(alias="targetQPS")] = None
+    """Requests per second that one ready replica should serve."""
+    mode: ScalingMode = ScalingMode.HONOUR
+    metrics: tuple[Metric, ...] = ()
+    behavior: Behavior = Behavior()
+    objective: Objective | None = None
+    idle_seconds: NonNegative = 60.0
+    """Without a request for this long, a model whose minReplicas is 0 goes to zero."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"minReplicas {self.min_replicas} is greater than maxReplicas {self.max_replicas}; "
+                "lower minReplicas or raise maxReplicas"
+            )
+        if self.replicas is not None and self.replicas > self.max_replicas:
+            raise ValueError(
+                f"replicas {self.replicas} is greater than maxReplicas {self.max_replicas}; "
+                "lower replicas or raise maxReplicas"
+            )
+        if len({m.type for m in self.metrics}) != len(self.metrics):
+            raise ValueError("metrics names a type twice; keep one entry of each type")
+        return self

@@ -1,0 +1,58 @@
+"""The slice of a device that a replica gets: memory, compute, mechanism, and which devices will do."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from tangram.spec.base import Doc, Percent
+from tangram.spec.quantity import MiB, mib_text
+
+
+class Mechanism(StrEnum):
+    VIRTUAL = "virtual"
+    TIMESLICE = "timeslice"
+    MPS = "mps"
+    MIG = "mig"
+    HAMI = "hami"
+    DRA = "dra"
+
+
+class SliceMemory(Doc):
+    request: Annotated[MiB, Field(ge=1)]
+    """MiB guaranteed on the device."""
+    limit: Annotated[MiB, Field(ge=1)] | None = None
+    """MiB it may grow to while the device has room; the request where absent."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.limit is not None and self.limit < self.request:
+            raise ValueError(
+                f"limit {mib_text(self.limit)} is less than request {mib_text(self.request)}; "
+                "raise the limit or lower the request"
+            )
+        return self
+
+    @property
+    def effective_limit(self) -> int:
+        """MiB an Instance may grow to."""
+        return self.request if self.limit is None else self.limit
+
+
+class DeviceSelector(Doc):
+    """Which Devices a Slice may lie on; every given condition must hold."""
+
+    models: tuple[str, ...] = ()
+    """Device models allowed, any of them."""
+    match_labels: dict[str, str] = {}
+    """Labels of the Device or its Node."""
+
+
+class SliceSpec(Doc):
+    memory: SliceMemory
+    compute: Percent = 0
+    """Percent of the device's compute, hard; 0 is best effort."""
+    mechanism: Mechanism = Mechanism.VIRTUAL
+    device_selector: DeviceSelector = DeviceSelector()
