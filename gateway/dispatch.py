@@ -16,7 +16,6 @@ Who waits, and for how long:
 
 from __future__ import annotations
 
-import math
 from typing import Final
 
 from gateway import routing, splitting
@@ -24,15 +23,13 @@ from gateway.leases import BLAMELESS, Effects, Lease, Outcome, Served
 from gateway.limits import Limits
 from gateway.meter import Meter
 from gateway.refusal import Refusal
+from gateway.retry_after import UNKNOWN_S, retry_after_s
 from gateway.tenants import Tenants
 from gateway.waiting import ANYONE, Claim, Ticket
 from gateway.wire import Removal, Report, SettingsUpdate, Snapshot, Update, Version
 
 #: How often a worker looks whether another has released a place, while one of its own requests waits for it.
 FOREIGN_POLL_S: Final = 0.005
-#: Retry-After where nothing is known of when it would pay, and its upper bound.
-_RETRY_UNKNOWN_S: Final = 5
-_RETRY_MAX_S: Final = 300
 
 
 class Dispatcher:
@@ -192,9 +189,9 @@ class Dispatcher:
         self._waiting.add(served)
         return ticket
 
-    def lease_now(self, served: Served, now: float) -> Lease | None:
-        """A place that is free at this moment, for a request that does not wait."""
-        return None if served.room.count else self._lease(served, now, None)
+    def lease_now(self, served: Served, now: float, besides: routing.Endpoint | None = None) -> Lease | None:
+        """A place free at this moment, for what does not wait; or one at another endpoint, for what is at `besides`."""
+        return None if served.room.count else self._lease(served, now, None, besides=besides)
 
     def choose_version(self, served: Served, key: str) -> Served:
         """The model that a request for `served` goes to: itself, or one of its weighted versions."""
@@ -292,7 +289,10 @@ class Dispatcher:
     def _examine(self, lease: Lease, outcome: Outcome, now: float) -> None:
         route, endpoint = lease.served.route, lease.endpoint
         if lease.sent_at is not None:
-            endpoint.vitals.answering(None, now)
+            if outcome is Outcome.OVERTAKEN:
+                endpoint.vitals.overtaken(now - lease.sent_at, now)
+            else:
+                endpoint.vitals.answering(None, now)
             lease.sent_at = None
         if lease.begun:
             endpoint.vitals.begun -= 1
@@ -359,8 +359,18 @@ class Dispatcher:
             self._left(served, 1, now)
             self.evicted.append((victim, self._overflow(served, now)))
 
-    def _lease(self, served: Served, now: float, entered: float | None, key: str = "") -> Lease | None:
-        endpoint = served.route.acquire(self.limits, now, self._rng, key)
+    def _lease(
+        self,
+        served: Served,
+        now: float,
+        entered: float | None,
+        key: str = "",
+        besides: routing.Endpoint | None = None,
+    ) -> Lease | None:
+        if besides is None:
+            endpoint = served.route.acquire(self.limits, now, self._rng, key)
+        else:
+            endpoint = served.route.acquire_other(besides, self.limits, now, self._rng)
         if endpoint is None:
             return None
         meter = served.meter.endpoint(endpoint.id, now)
@@ -407,22 +417,22 @@ class Dispatcher:
         if served.route.usable:
             return None
         if entry.max_replicas == 0:
-            return Refusal(503, "no_replicas", f"model {entry.name!r} is set to no replicas", _RETRY_UNKNOWN_S * 12)
+            return Refusal(503, "no_replicas", f"model {entry.name!r} is set to no replicas", UNKNOWN_S * 12)
         if entry.unavailable is not None:
             message = f"model {entry.name!r} has no replica at present: {entry.unavailable}"
-            return Refusal(503, "unavailable", message, self._retry_after(served, now))
+            return Refusal(503, "unavailable", message, retry_after_s(served, now))
         if not wakes:
             message = f"model {entry.name!r} has no replica at present, and this request does not start one"
-            return Refusal(503, "asleep", message, self._retry_after(served, now))
+            return Refusal(503, "asleep", message, retry_after_s(served, now))
         return None
 
     def _overflow(self, served: Served, now: float) -> Refusal:
         name = served.meter.name
         if served.route.usable:
             message = f"model {name!r} is busy and its queue is full"
-            return Refusal(429, "queue_full", message, self._retry_after(served, now))
+            return Refusal(429, "queue_full", message, retry_after_s(served, now))
         message = f"model {name!r} has no replica yet and its queue is full"
-        return Refusal(503, "queue_full", message, self._retry_after(served, now))
+        return Refusal(503, "queue_full", message, retry_after_s(served, now))
 
     def _expired(self, served: Served, ticket: Ticket, now: float) -> Refusal:
         entry = served.route.entry
@@ -430,20 +440,4 @@ class Dispatcher:
         if ticket.deadline < ticket.entered + entry.queue_max_s:
             return Refusal(504, "timeout", f"model {entry.name!r} gave no answer in time; {waited:.1f} s in the queue")
         message = f"model {entry.name!r} had no place for this request within {waited:.1f} s"
-        return Refusal(503, "queue_timeout", message, self._retry_after(served, now))
-
-    def _retry_after(self, served: Served, now: float) -> int:
-        """Seconds until it pays to ask again: the replica on its way, else the time the queue takes to empty."""
-        seconds = served.route.ready_in(now)
-        if served.route.usable:
-            meter = served.meter
-            if meter.completions and meter.flight.value:
-                # Little's law: with n in flight that take L seconds each, n/L requests leave in a second.
-                mean = meter.latency_s / meter.completions
-                drained = (served.room.count + 1) * mean / meter.flight.value
-                seconds = drained if seconds is None else min(seconds, drained)
-            elif seconds is None:
-                seconds = 1.0
-        if seconds is None:
-            seconds = _RETRY_UNKNOWN_S
-        return min(_RETRY_MAX_S, max(1, math.ceil(seconds)))
+        return Refusal(503, "queue_timeout", message, retry_after_s(served, now))

@@ -7,10 +7,11 @@ A circuit an endpoint, closed until it trips:
 
 *Ejected* when it failed several times in a row (refused, broken, timed out or 5xx), when its typical time to the first
 byte is a multiple of that of its peers, or when it has been sent requests and has answered nothing for a multiple of
-what its peers take. Each ejection in a row lasts twice as long as the one before. Once its time is over an active probe
-must succeed; then it is *on trial*: one request at a time until three have gone well, and the first failure ejects it
-again. An endpoint that refused connections is probed from the start and comes back with the first probe that succeeds,
-since that is what was wrong with it.
+what its peers take. A request that was left to another endpoint is no failure; its time counts as far as it went. Each
+ejection in a row lasts twice as long as the one before. Once its time is over an active probe must succeed; then it is
+*on trial*: one request at a time until three have gone well, and the first failure ejects it again. An endpoint that
+refused connections is probed from the start and comes back with the first probe that succeeds, since that is what was
+wrong with it.
 
 The floor: never more than the policy's share of a model's endpoints are ejected, and never the last one. Where errors
 are everywhere the fault is likely not an endpoint's, and a bad answer is no worse than none.
@@ -73,6 +74,8 @@ class Vitals:
     """Requests in flight whose answer has begun."""
     quiet_since: float = 0.0
     """Since when nothing has come while something was awaited."""
+    silence: float = 0.0
+    """How long nothing had come when the last request awaited was overtaken."""
     times: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
     ejected: Reason | None = None
     until: float = 0.0
@@ -87,15 +90,23 @@ class Vitals:
     def sent(self, now: float) -> None:
         """A request was sent whole."""
         if not self.awaited:
-            self.quiet_since = now
+            self.quiet_since = now - self.silence
         self.awaited += 1
 
     def answering(self, seconds: float | None, now: float) -> None:
         """An answer began after so many seconds, or None: the request ended without one."""
         self.awaited -= 1
         if seconds is not None:
+            self.silence = 0.0
             self.quiet_since = now
             self.times.append(seconds)
+
+    def overtaken(self, seconds: float, now: float) -> None:
+        """A request was left to another endpoint after so many seconds: it takes no less, and silence goes on."""
+        self.awaited -= 1
+        self.times.append(seconds)
+        if not self.awaited:
+            self.silence = now - self.quiet_since
 
     def ramp(self, now: float) -> float:
         """Share of its weight, 0.1 to 1, while it starts slowly."""
@@ -212,5 +223,6 @@ class OutlierDetector:
         vitals.errors = 0
         vitals.trial = trial
         vitals.joined = vitals.quiet_since = now
+        vitals.silence = 0.0
         vitals.ramp_s = self.policy.slow_start_s
         vitals.times.clear()

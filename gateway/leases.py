@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Final
 
 from gateway import routing
+from gateway.hedging import Hedging
 from gateway.meter import EndpointMeter, ModelMeter
 from gateway.refusal import Refusal
 from gateway.waiting import Room, Ticket
@@ -27,12 +28,14 @@ class Outcome(StrEnum):
     TIMED_OUT = "timed_out"
     EXPIRED = "expired"
     """The client's own deadline passed; the endpoint may have been in time by its model's."""
+    OVERTAKEN = "overtaken"
+    """Another endpoint, asked later, answered first."""
     ABANDONED = "abandoned"
     """Given up for reasons that are not the endpoint's: the client left or sent nonsense."""
 
 
 #: Outcomes that say nothing of the endpoint.
-BLAMELESS: Final = frozenset({Outcome.ABANDONED, Outcome.STALE, Outcome.EXPIRED})
+BLAMELESS: Final = frozenset({Outcome.ABANDONED, Outcome.OVERTAKEN, Outcome.STALE, Outcome.EXPIRED})
 
 
 @dataclass(slots=True, eq=False)
@@ -42,6 +45,7 @@ class Served:
     route: routing.Model
     meter: ModelMeter
     room: Room = field(default_factory=Room)
+    hedging: Hedging = field(default_factory=Hedging)
     woken: bool = False
     """Whether the controller has been told since the table of this model last changed."""
     removed: bool = False

@@ -101,6 +101,8 @@ class ModelMeter:
         self.refused: dict[str, int] = {}
         self.cancelled = 0
         self.retries = 0
+        self.hedges = 0
+        self.hedges_won = 0
         self.latency_s = 0.0
         self.buckets = [0] * (len(LATENCY_BOUNDS) + 1)
         self.codes: dict[int, int] = {}

@@ -125,6 +125,18 @@ METRICS: Final[Sequence[tuple[str, str, tuple[str, ...], str]]] = (
         "Requests sent again after a connection broke before the first byte of an answer.",
     ),
     (
+        "gateway_hedges_total",
+        "counter",
+        ("model",),
+        "Slow requests that were also sent to a second replica.",
+    ),
+    (
+        "gateway_hedges_won_total",
+        "counter",
+        ("model",),
+        "Of those, requests that the second replica answered first.",
+    ),
+    (
         "gateway_upstream_connections",
         "gauge",
         ("replica", "state"),
@@ -226,6 +238,8 @@ class WorkerCollector:
                 put("gateway_refused_requests_total", count, name, reason)
             put("gateway_cancelled_requests_total", model.cancelled, name)
             put("gateway_retries_total", model.retries, name)
+            put("gateway_hedges_total", model.hedges, name)
+            put("gateway_hedges_won_total", model.hedges_won, name)
         for name, tenant in sorted(self._dispatcher.tenants.by_name.items()):
             for (model_name, status), count in sorted(tenant.usage.requests.items()):
                 put("gateway_tenant_requests_total", count, name, model_name, str(status))

@@ -1,16 +1,13 @@
 """A request's passage to an endpoint and back: admit, send, stream the answer, and again elsewhere if need be.
 
-What is decided, `Dispatcher` decides; what is here is the order of things and the moving of bytes.
+What is decided, `Dispatcher` decides; what is here is the order of things and the moving of bytes. Each sending is an
+`Attempt`; where the model is hedged (`gateway.race`), a slow one may have a rival, and the first answer counts.
 
-A request holds one lease at a time. An attempt ends in an `Outcome`, and the lease is given back with it in the one
-`finally` of `_attempt`, however the attempt ended: answered, broken, cancelled because the client left. While the
-request's body is still coming, a task of its own sends it, so that an endpoint may answer before it has read all.
-
-When an attempt fails before the first byte of a response:
+When all attempts fail before the first byte of a response:
 - the endpoint refused the connection: nothing was sent, so any request asks for a place again, for as long as it may
   wait in the queue. An endpoint that has just died thus costs time, not errors;
 - the connection broke: the request is repeated if that is safe and its body is at hand, as often as the model allows;
-  else 502. A repeat always goes over a new connection;
+  else 502. A repeat always goes over a new connection, and a rival counts as one;
 - no answer came in time: 504, never repeated.
 After the first byte there is no way back: the client's connection is cut, so that half an answer never looks whole.
 
@@ -23,11 +20,9 @@ uploaded each part that moves gives it the whole time anew. Then it holds betwee
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 from dataclasses import dataclass
-from http import HTTPStatus
 from time import monotonic
 from typing import Final
 
@@ -35,26 +30,22 @@ import h11
 from aiohttp import web
 
 from gateway import headers
-from gateway.body import Body, TooSlow
+from gateway.attempt import FAULTS, Attempt, Outgoing, phrase
+from gateway.body import Body
 from gateway.engine import Engine
 from gateway.exchange import Exchange
 from gateway.leases import Lease, Outcome, Served
 from gateway.meter import CLIENT_LEFT, Ending
-from gateway.protocols import Answer, Route
+from gateway.protocols import Route
+from gateway.race import Race
 from gateway.refusal import Refusal
-from gateway.tenants import CREDENTIALS
 from gateway.tunnel import Tunnel
-from gateway.upstream import Broken, Connection, TimedOut, Unreachable
 from gateway.waiting import ANYONE, Claim
 
 log = logging.getLogger("gateway.passage")
 
 _FLUSH_BYTES: Final = 64 * 1024
 _LATE: Final = frozenset({Outcome.TIMED_OUT, Outcome.EXPIRED})
-
-
-class _BadUpload(Exception):
-    """The client's body ended early or was malformed."""
 
 
 @dataclass(slots=True)
@@ -71,7 +62,7 @@ class Result:
 
 
 class Passage:
-    """One request on its way to the endpoints of a model."""
+    """One request on its way to the endpoints of a model; `safe` says that it may be sent twice."""
 
     def __init__(
         self,
@@ -82,33 +73,38 @@ class Passage:
         body: Body,
         served: Served,
         *,
-        repeatable: bool,
+        safe: bool,
         claim: Claim = ANYONE,
     ) -> None:
         entry = served.route.entry
+        until = math.inf if x.until is None else x.until
+        self.outgoing = Outgoing(
+            x,
+            route,
+            host,
+            body,
+            timeout_s=entry.timeout_s,
+            until=until,
+            gives_up=min(x.arrival + entry.timeout_s, until),
+            repeatable=safe and entry.retry_attempts > 0,
+        )
         self._engine = engine
         self._x = x
-        self._route = route
-        self._host = host
-        self._body = body
         self._served = served
-        self._timeout_s = entry.timeout_s
         self._claim = claim
-        self._until = math.inf if x.until is None else x.until
-        self._gives_up = min(x.arrival + entry.timeout_s, self._until)
-        self._repeatable = repeatable
-        self._repeats_left = entry.retry_attempts if repeatable else 0
+        self._repeats_left = entry.retry_attempts if safe else 0
+        # What is bound to one endpoint (by a key, or by a switch of protocols) has no business with another.
+        self._hedge = entry.hedge if safe and not claim.key and not x.websocket else None
         self._entered: float | None = None
         self._fresh = False
-        self._loop = asyncio.get_running_loop()
-        self._sent_at = 0.0
         self._failure = ""
         self._fault = 400
-        """Status where the request itself is to blame."""
 
     async def run(self, result: Result) -> web.StreamResponse:
         """Send the request until it is answered, and say in `result` how it ended."""
         x = self._x
+        if self._hedge is not None:
+            self._served.hedging.came(self._hedge, x.arrival)
         while True:
             asked = monotonic()
             place = await self._admit()
@@ -122,7 +118,7 @@ class Passage:
                 result.end(ending, place.status, place.reason)
                 return x.refuse(place.status, place.message, place.reason, retry_after_s=place.retry_after_s)
             x.queue_s, x.start_s, x.replica = place.queue_s, place.start_s, place.endpoint.id
-            outcome = await self._attempt(place)
+            outcome = await self._send(place)
             if outcome in (Outcome.ANSWERED, Outcome.ERROR):
                 result.end(Ending.COMPLETED, x.status)
                 await x.drain()
@@ -143,9 +139,10 @@ class Passage:
                 result.end(Ending.FAILED, 504)
                 log.warning("no answer in time", extra=x.about())
                 return x.refuse(504, f"model {x.model!r} gave no answer in time", "timeout")
-            if self._repeats_left and self._body.rewindable:
+            if self._repeats_left > 0 and self.outgoing.body.rewindable:
                 self._repeats_left -= 1
                 self._fresh = True
+                self._hedge = None
                 self._served.meter.retries += 1
                 log.info("a request is repeated: %s", self._failure, extra=x.about())
                 continue
@@ -154,140 +151,57 @@ class Passage:
             return x.refuse(502, f"a replica of model {x.model!r} gave no answer: {self._failure}", "bad_gateway")
 
     async def _admit(self) -> Lease | Refusal:
+        out = self.outgoing
         return await self._engine.admit(
             self._served,
-            nbytes=self._body.held or min(self._x.request.content_length or 0, _FLUSH_BYTES),
-            gives_up=self._gives_up,
+            nbytes=out.body.held or min(self._x.request.content_length or 0, _FLUSH_BYTES),
+            gives_up=out.gives_up,
             entered=self._entered,
-            wakes=self._route.wakes,
+            wakes=out.route.wakes,
             claim=self._claim,
         )
 
-    async def _attempt(self, lease: Lease) -> Outcome:
-        outcome = Outcome.ABANDONED
-        connection: Connection | None = None
-        upload: asyncio.Task[None] | None = None
-        stale_at = 0
+    async def _send(self, lease: Lease) -> Outcome:
+        """Send it, to a rival too if need be, and pass on what comes."""
+        first = Attempt(self._engine, self.outgoing, lease, fresh=self._fresh)
+        if self._hedge is None:
+            try:
+                await first.run()
+                return await self._conclude(first, first.sent_at)
+            finally:
+                first.end()
+        race = Race(self._engine, self.outgoing, first, self._hedge)
         try:
-            connection = await self._connect(lease)
-            stale_at = connection.used
-            upload = self._send(connection, self._request(lease), lease)
-            outcome = await self._receive(connection, lease)
-        except Unreachable as error:
-            self._failure, outcome = str(error), Outcome.UNREACHABLE
-        except Broken as error:
-            self._failure = str(error)
-            outcome = Outcome.STALE if stale_at and not self._x.status else Outcome.BROKEN
-        except TimedOut as error:
-            if upload is not None and not upload.done() and connection is not None and not connection.lagging:
-                self._failure, self._fault = "the body of the request did not come in time", 408
-            elif monotonic() >= self._until:
-                self._failure, outcome = "the client's own deadline has passed", Outcome.EXPIRED
-            else:
-                self._failure, outcome = str(error), Outcome.TIMED_OUT
-        except (h11.LocalProtocolError, _BadUpload) as error:
-            self._failure = f"the request cannot be forwarded: {error}"
+            attempt = await race.run()
+            if race.hedged:
+                self._repeats_left -= 1
+                self._hedge = None
+            self._x.replica = attempt.lease.endpoint.id
+            return await self._conclude(attempt, first.sent_at)
         finally:
-            if upload is not None and not upload.done():
-                upload.cancel()
-            if connection is not None:
-                if outcome in (Outcome.ANSWERED, Outcome.ERROR):
-                    connection.finish()
-                else:
-                    connection.close()
-            self._engine.release(lease, outcome)
-        return outcome
+            race.end()
 
-    async def _connect(self, lease: Lease) -> Connection:
-        endpoint = lease.endpoint
-        pool = self._engine.pools.get(endpoint.id, endpoint.host, endpoint.port)
-        if not self._fresh:
-            connection = pool.reuse(monotonic(), repeatable=self._repeatable)
-            if connection is not None:
-                return connection
-        return await pool.connect()
-
-    def _request(self, lease: Lease) -> h11.Request:
-        request = self._x.request
-        host = self._host or f"{lease.endpoint.host}:{lease.endpoint.port}"
-        chunked, length = self._framing()
-        return h11.Request(
-            method=request.method,
-            target=self._route.target,
-            headers=headers.upward(
-                self.fields(),
-                host=host.encode("utf-8", "surrogateescape"),
-                client=self._x.peer,
-                scheme=request.scheme,
-                request_id=self._x.id,
-                length=length,
-                chunked=chunked,
-                websocket=self._x.websocket,
-            ),
-        )
-
-    def fields(self) -> headers.Fields:
-        """Fields of the client's request that concern the model: its key is the gateway's alone."""
-        fields = list(self._x.request.raw_headers)
-        return fields if self._x.tenant is None else [f for f in fields if f[0].lower() not in CREDENTIALS]
-
-    def _framing(self) -> tuple[bool, int | None]:
-        if self._route.answer is Answer.BODY and self._body.complete:
-            return False, self._body.held
-        request = self._x.request
-        if "Transfer-Encoding" in request.headers:
-            return True, None
-        return False, request.content_length
-
-    def _send(self, connection: Connection, request: h11.Request, lease: Lease) -> asyncio.Task[None] | None:
-        """Send the head, and the body if it is here; else a task sends the body as it comes."""
-        whole = self._body.whole()
-        connection.deadline = max(self._gives_up, monotonic())
-        self._sent_at = monotonic()
-        if whole is not None:
-            if whole:
-                connection.send(request, h11.Data(data=whole), h11.EndOfMessage())
-            else:
-                connection.send(request, h11.EndOfMessage())
-            self._engine.dispatcher.sent(lease, self._sent_at)
-            return None
-        connection.send(request)
-        self._x.proceed()
-        return self._loop.create_task(self._upload(connection, lease))
-
-    async def _upload(self, connection: Connection, lease: Lease) -> None:
-        try:
-            async for part in self._body.parts():
-                connection.send(h11.Data(data=part))
-                connection.deadline = min(self._until, max(connection.deadline, monotonic() + self._timeout_s))
-                await connection.drain()
-            connection.send(h11.EndOfMessage())
-            self._engine.dispatcher.sent(lease, monotonic())
-        except (web.RequestPayloadError, ConnectionError, h11.LocalProtocolError) as error:
-            connection.fail(_BadUpload(str(error)))
-        except TooSlow as error:
-            self._fault = 408
-            connection.fail(_BadUpload(str(error)))
-
-    async def _receive(self, connection: Connection, lease: Lease) -> Outcome:
+    async def _conclude(self, attempt: Attempt, sent_at: float) -> Outcome:
+        """Pass on the answer, if there is one."""
         x = self._x
-        while isinstance(event := await connection.receive(), h11.InformationalResponse):
-            if event.status_code == 101:
-                if not x.websocket:
-                    raise Broken("the endpoint switched protocols unasked")
-                self._engine.dispatcher.answering(lease, monotonic())
-                x.switch(event.headers.raw_items())
-                await Tunnel(x, connection).run()
-                return Outcome.ANSWERED
-            if event.status_code != 100:
-                x.inform(event.status_code, event.reason or _phrase(event.status_code), event.headers.raw_items())
-        assert isinstance(event, h11.Response)
-        began = monotonic()
-        x.upstream_s = began - self._sent_at
-        self._engine.dispatcher.answering(lease, began)
-        status = event.status_code
-        bodiless = x.request.method == "HEAD" or status in (204, 304)
-        parts = [self._head(event, bodiless=bodiless)]
+        try:
+            if isinstance(attempt.answer, h11.InformationalResponse):
+                x.switch(attempt.answer.headers.raw_items())
+                await Tunnel(x, attempt.connection).run()
+                attempt.outcome = Outcome.ANSWERED
+            elif attempt.answer is not None:
+                x.upstream_s = monotonic() - sent_at
+                await self._stream(attempt, attempt.answer)
+                attempt.outcome = Outcome.ERROR if x.status >= 500 else Outcome.ANSWERED
+        except FAULTS as error:
+            attempt.blame(error)
+        self._failure, self._fault = attempt.failure, attempt.fault
+        return attempt.outcome
+
+    async def _stream(self, attempt: Attempt, response: h11.Response) -> None:
+        x, out, connection = self._x, self.outgoing, attempt.connection
+        bodiless = x.request.method == "HEAD" or response.status_code in (204, 304)
+        parts = [self._head(response, bodiless=bodiless)]
         size = 0
         body: list[bytes] = []
         while True:
@@ -298,19 +212,16 @@ class Passage:
                 parts, body, size = [], [], 0
                 await x.drain()
                 if following is None:
-                    connection.deadline = min(self._until, monotonic() + self._timeout_s)
+                    connection.deadline = min(out.until, monotonic() + out.timeout_s)
                     following = await connection.receive()
             if isinstance(following, h11.Data):
                 body.append(following.data)
                 size += len(following.data)
             elif isinstance(following, h11.EndOfMessage):
-                trailers = headers.trailers(following.headers.raw_items()) if self._trailers_wanted else []
+                wanted = headers.wants_trailers(x.request.raw_headers)
+                trailers = headers.trailers(following.headers.raw_items()) if wanted else []
                 x.write(b"".join([*parts, x.frame(body), x.last(trailers)]))
-                return Outcome.ERROR if status >= 500 else Outcome.ANSWERED
-
-    @property
-    def _trailers_wanted(self) -> bool:
-        return headers.wants_trailers(self._x.request.raw_headers)
+                return
 
     def _head(self, response: h11.Response, *, bodiless: bool) -> bytes:
         length = next((int(value) for name, value in response.headers if name == b"content-length"), None)
@@ -318,15 +229,8 @@ class Passage:
             length = None
         return self._x.head(
             response.status_code,
-            response.reason or _phrase(response.status_code),
+            response.reason or phrase(response.status_code),
             headers.downward(response.headers.raw_items()),
             length=length,
             bodiless=bodiless,
         )
-
-
-def _phrase(status: int) -> bytes:
-    try:
-        return HTTPStatus(status).phrase.encode("ascii")
-    except ValueError:
-        return b"Unknown"

@@ -194,10 +194,11 @@ class Proxy:
         served.meter.arrivals += 1
         mirror = "" if x.websocket else self._mirror_of(asked)
         entry = served.route.entry
-        repeatable = entry.retry_attempts > 0 and (route.repeatable or entry.retry_all_methods)
+        safe = route.repeatable or entry.retry_all_methods
+        again = safe and (entry.retry_attempts > 0 or entry.hedge is not None)
         if route.answer is Answer.FORWARD:
-            body = Body(x.request.content, Pace(self.timeouts), keep=repeatable or bool(mirror))
-        passage = Passage(self.engine, x, route, host, body, served, repeatable=repeatable, claim=claim)
+            body = Body(x.request.content, Pace(self.timeouts), keep=again or bool(mirror))
+        passage = Passage(self.engine, x, route, host, body, served, safe=safe, claim=claim)
         try:
             return await passage.run(result)
         except ClientLeft:
@@ -222,7 +223,7 @@ class Proxy:
         if _names_in_json(x, route):
             whole = splitting.body_of(whole, mirror)
         target = splitting.target_of(route.target, mirror)
-        self._mirror.send(Copy(x.request.method, target, passage.fields(), whole, name), mirror)
+        self._mirror.send(Copy(x.request.method, target, passage.outgoing.fields(), whole, name), mirror)
 
     def _mirror_of(self, served: Served) -> str:
         """The model that gets a copy of this request; empty where none does."""

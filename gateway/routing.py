@@ -197,14 +197,14 @@ class Model:
         in_service = any(e.suspended_until <= now and e.vitals.ejected is None for e in others)
         return self._among(others if in_service else self.usable, limits, now, rng, key)
 
+    def acquire_other(self, than: Endpoint, limits: Limits, now: float, rng: Random) -> Endpoint | None:
+        """Another endpoint for a request that one has already, of its side of a canary and in order."""
+        self.detector.review(self.usable, now)
+        others = [e for e in self.usable if e is not than and e.canary == than.canary and _in_order(e, now)]
+        return _choose(others, limits, rng)
+
     def _among(self, usable: list[Endpoint], limits: Limits, now: float, rng: Random, key: str) -> Endpoint | None:
-        healthy = [
-            e
-            for e in usable
-            if e.suspended_until <= now
-            and e.vitals.ejected is None
-            and not (e.vitals.trial and e.in_flight > e.vitals.begun)
-        ]
+        healthy = [e for e in usable if _in_order(e, now)]
         chosen = _of_key(healthy, limits, key) if key else _choose(healthy, limits, rng)
         if chosen is None and len(healthy) < len(usable):
             suspects = [e for e in usable if e.suspended_until > now and not e.unreachable and e.vitals.ejected is None]
@@ -218,6 +218,12 @@ class Model:
         for endpoint in self._ramping:
             endpoint.pull = endpoint.weight * endpoint.vitals.ramp(now)
         self._ramping = [e for e in self._ramping if e.pull < e.weight]
+
+
+def _in_order(endpoint: Endpoint, now: float) -> bool:
+    vitals = endpoint.vitals
+    trying = vitals.trial and endpoint.in_flight > vitals.begun
+    return endpoint.suspended_until <= now and vitals.ejected is None and not trying
 
 
 def _of_key(endpoints: list[Endpoint], limits: Limits, key: str) -> Endpoint | None:

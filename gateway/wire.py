@@ -64,6 +64,16 @@ class Health(_Message):
     probe_timeout_s: float = 1.0
 
 
+class Hedge(_Message):
+    """When a slow request is also sent to a second endpoint; see gateway.hedging."""
+
+    after_s: float | None = None
+    """Seconds; None: the percentile of recent times to the first byte."""
+    percentile: float = 95.0
+    max_percent: float = 10.0
+    """Of the requests that may be hedged."""
+
+
 class SplitTarget(_Message):
     """Another model that gets a share of the requests for this one."""
 
@@ -135,6 +145,8 @@ class ModelEntry(_Message):
     """Seconds until the next replica is expected to be ready, as of this message; None if none is on its way."""
     unavailable: str | None = None
     """Why no replica can come at present (nothing fits, it crashes); None if nothing is known to stand in the way."""
+    hedge: Hedge | None = None
+    """None: a request is never sent to two endpoints at a time."""
     health: Health = Health()
     canary_percent: int | None = None
     """Share of the requests for endpoints that are canaries; None: they are like the others."""

@@ -504,6 +504,12 @@ def with_spec(**parts: Any) -> dict[str, Any]:
             "spec.traffic.health.ejection: slowFactor 0.5 would eject the usual",
         ),
         (
+            with_spec(traffic={"timeoutSeconds": 5, "hedge": {"afterSeconds": 5}}),
+            "spec.traffic: hedge.afterSeconds 5 is not less than timeoutSeconds 5",
+        ),
+        (with_spec(traffic={"hedge": {"afterPercentile": 100}}), "spec.traffic.hedge.afterPercentile: 100"),
+        (with_spec(traffic={"hedge": {"maxPercent": 0}}), "spec.traffic.hedge.maxPercent: 0"),
+        (
             with_spec(rollout={"canary": [{"percent": 50}, {"percent": 10}]}),
             "spec.rollout: canary has percents [50, 10]; each step gives the new revision more",
         ),

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from tangram.console import tables, units
 from tangram.control.views import DescribeView, ModelView, StatusView, WorkerView
-from tangram.spec import Model
+from tangram.spec import Hedge, Model
 
 _INDENT = "  "
 
@@ -87,7 +87,16 @@ def _traffic(model: ModelView, spec: Model) -> list[tuple[str, str]]:
         ("Queued", f"{model.queued} (at most {traffic.queue.max_requests}, {traffic.queue.max_seconds:g}s)"),
         ("Latency", f"p50 {units.milliseconds(model.p50_ms)}, p99 {units.milliseconds(model.p99_ms)}"),
         ("Timeout", f"{traffic.timeout_seconds:g}s"),
+        ("Hedging", "" if traffic.hedge is None else _hedging(traffic.hedge)),
     ]
+
+
+def _hedging(hedge: Hedge) -> str:
+    if hedge.after_seconds is None:
+        when = f"slower than {hedge.after_percentile:g}% of the last"
+    else:
+        when = f"after {hedge.after_seconds:g}s"
+    return f"{when}, at most {hedge.max_percent:g}% of the requests"
 
 
 def _fields(fields: Iterable[tuple[str, str]], depth: int = 0) -> list[str]:

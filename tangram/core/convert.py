@@ -148,6 +148,7 @@ def model_entry(
         starting=sum(r.phase is Phase.STARTING for r in replicas),
         expected_ready_s=expected_ready_s,
         unavailable=unavailable,
+        hedge=_hedge(model),
         health=_health(model),
         canary_percent=canary_percent,
         split=tuple(wire.SplitTarget(model=t.model, percent=t.percent) for t in spec.traffic.split),
@@ -195,6 +196,13 @@ def _limit(model: str, limit: RequestLimits, slot: int) -> wire.TenantLimit:
         concurrency=limit.concurrency or 0,
         slot=slot,
     )
+
+
+def _hedge(model: Model) -> wire.Hedge | None:
+    hedge = model.spec.traffic.hedge
+    if hedge is None:
+        return None
+    return wire.Hedge(after_s=hedge.after_seconds, percentile=hedge.after_percentile, max_percent=hedge.max_percent)
 
 
 def _health(model: Model) -> wire.Health:

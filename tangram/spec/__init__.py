@@ -29,7 +29,7 @@ from tangram.spec.scaling import (
 )
 from tangram.spec.slices import DeviceSelector, Mechanism, SliceMemory, SliceSpec
 from tangram.spec.tenant import KeyHash, RequestLimits, Tenant, TenantSpec
-from tangram.spec.traffic import Alias, Ejection, Health, Mirror, Queue, Retry, SplitTarget, Sticky, Traffic
+from tangram.spec.traffic import Alias, Ejection, Health, Hedge, Mirror, Queue, Retry, SplitTarget, Sticky, Traffic
 
 __all__ = [
     "API_VERSION",
@@ -47,6 +47,7 @@ __all__ = [
     "GatewaySpec",
     "HPAPolicy",
     "Health",
+    "Hedge",
     "KeyHash",
     "Mechanism",
     "Metadata",

@@ -25,6 +25,17 @@ class Retry(Doc):
     """Also repeat requests that the protocol does not call safe to repeat."""
 
 
+class Hedge(Doc):
+    """A slow request that is safe to repeat is also sent to a second replica; the first answer counts."""
+
+    after_seconds: Positive | None = None
+    """How slow; absent: slower than `afterPercentile`."""
+    after_percentile: Annotated[float, Field(ge=50, lt=100)] = 95.0
+    """Of the times to the first byte that the model's last requests took."""
+    max_percent: Annotated[float, Field(gt=0, le=100)] = 10.0
+    """Of the recent requests that may be sent twice."""
+
+
 class Ejection(Doc):
     """When the gateway sends a replica nothing new, though its readiness probe answers."""
 
@@ -86,6 +97,8 @@ class Traffic(Doc):
     concurrency_per_replica: Annotated[int, Field(ge=0)] = 32
     """Requests in flight to one replica at most; 0 is unbounded."""
     retry: Retry = Retry()
+    hedge: Hedge | None = None
+    """Absent: no request is sent to two replicas at a time."""
     drain_seconds: NonNegative = 30.0
     """How long a draining replica may finish what is in flight."""
     health: Health = Health()
@@ -93,6 +106,16 @@ class Traffic(Doc):
     """Versions and their percents; the model itself answers the rest."""
     sticky: Sticky | None = None
     mirror: Mirror | None = None
+
+    @model_validator(mode="after")
+    def _hedged_in_time(self) -> Self:
+        after = self.hedge.after_seconds if self.hedge else None
+        if after is not None and after >= self.timeout_seconds:
+            raise ValueError(
+                f"hedge.afterSeconds {after:g} is not less than timeoutSeconds {self.timeout_seconds:g}, "
+                "past which nothing is sent; lower it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _shares(self) -> Self:

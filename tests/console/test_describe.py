@@ -29,6 +29,22 @@ def test_what_was_declared_and_what_is(facade: Any, fakes: Any) -> None:
         assert part in text
 
 
+@pytest.mark.parametrize(
+    ("hedge", "told"),
+    [
+        ({}, "slower than 95% of the last, at most 10% of the requests"),
+        ({"afterSeconds": 0.2, "maxPercent": 5}, "after 0.2s, at most 5% of the requests"),
+        (None, None),
+    ],
+)
+def test_hedging_is_shown_where_there_is_any(facade: Any, fakes: Any, hedge: Any, told: str | None) -> None:
+    document = fakes.model_document()
+    document["spec"]["traffic"] = {"hedge": hedge}
+    facade.specs_by_name["digits"] = fakes.parse_documents([document]).models[0]
+    lines = [line for line in describe(facade.describe("digits"), fakes.NOW).splitlines() if "Hedging:" in line]
+    assert [line.partition(":")[2].strip() for line in lines] == ([told] if told else [])
+
+
 def test_empty_tables_say_none(facade: Any, fakes: Any) -> None:
     lines = describe(facade.describe("digits"), fakes.NOW).splitlines()
     for title in ("Replicas:", "Decisions:", "Events:"):

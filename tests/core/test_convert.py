@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from gateway.wire import Hedge
 from packer.inventory import Device, Placement, SliceRequest
 from tangram.core import convert
 from tangram.core.replica import Phase, Replica
@@ -88,6 +89,15 @@ def test_the_gateway_sees_ready_and_draining_replicas_only(make_model: Any) -> N
     }
     assert all(rest == [3, 20001, 4] for _, *rest in shown.values())
     assert (entry.starting, entry.expected_ready_s, entry.queue_max_bytes) == (1, 2.0, 1024 * 1024)
+
+
+def test_hedging_is_off_unless_the_model_asks_for_it(make_model: Any) -> None:
+    def hedge(traffic: dict[str, Any]) -> Hedge | None:
+        return convert.model_entry(make_model(traffic=traffic), [], expected_ready_s=None, unavailable=None).hedge
+
+    assert hedge({}) is None
+    assert hedge({"hedge": {}}) == Hedge(after_s=None, percentile=95, max_percent=10)
+    assert hedge({"hedge": {"afterSeconds": 0.2, "maxPercent": 5}}) == Hedge(after_s=0.2, max_percent=5)
 
 
 @pytest.mark.parametrize(("fixed", "most"), [(None, 9), (0, 0), (2, 2)])

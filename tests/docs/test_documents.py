@@ -62,7 +62,7 @@ def test_links_lead_somewhere(document: Path) -> None:
 def test_what_the_documents_show_of_specs_is_valid() -> None:
     text = (ROOT / "docs/traffic.md").read_text(encoding="utf-8")
     shown = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.S)]
-    assert len(shown) == 5
+    assert len(shown) == 6
     for one in shown:
         if one.get("kind") == "Tenant":
             Tenant.model_validate(one)
