@@ -339,6 +339,10 @@ class Dispatcher:
 
     def report(self, now: float, *, full: bool) -> Report:
         """Figures for the controller."""
+        for served in self._served.values():
+            for meter in served.meter.endpoints.values():
+                endpoint = served.route.endpoints.get(meter.id)
+                meter.ejected = endpoint.vitals.ejected or "" if endpoint is not None else ""
         return self.meter.report(self.version, now, full=full)
 
     # --- inside ---

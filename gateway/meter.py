@@ -67,7 +67,7 @@ class Level:
 class EndpointMeter:
     """Figures of one endpoint."""
 
-    __slots__ = ("completions", "failures", "flight", "id", "removed", "requests")
+    __slots__ = ("completions", "ejected", "failures", "flight", "id", "removed", "requests")
 
     def __init__(self, id: str, now: float) -> None:
         self.id = id
@@ -75,6 +75,8 @@ class EndpointMeter:
         self.completions = 0
         self.failures = 0
         self.flight = Level(now)
+        self.ejected = ""
+        """Why it gets nothing new, as of the last report."""
         self.removed = False
 
     def counters(self, now: float) -> EndpointCounters:
@@ -87,6 +89,7 @@ class EndpointMeter:
             busy_s=self.flight.busy(now),
             in_flight_s=self.flight.area(now),
             in_flight=self.flight.value,
+            ejected=self.ejected,
         )
 
 

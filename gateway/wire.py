@@ -222,6 +222,8 @@ class EndpointCounters(_Message):
     """Integral of requests in flight over time (request-seconds), cumulative."""
     in_flight: int = 0
     """Now."""
+    ejected: str = ""
+    """Why the worker gives it nothing new at present (see gateway.health); empty: it does."""
 
 
 class ModelCounters(_Message):

@@ -59,6 +59,11 @@ def _memory_of(replica: ReplicaView) -> str:
     return f"{units.memory(replica.memory)}/{units.memory(replica.memory_request)}"
 
 
+def _message(replica: ReplicaView) -> str:
+    ejected = f"ejected by the gateway: {replica.ejected}" if replica.ejected else ""
+    return "; ".join(filter(None, [ejected, replica.message]))
+
+
 def _change(decision: DecisionView) -> str:
     change = f"{decision.previous}->{decision.granted}"
     return change if decision.granted == decision.wanted else f"{change} of {decision.wanted}"
@@ -120,7 +125,7 @@ REPLICAS: Final[Kind[ReplicaView]] = Kind(
         Column("MODEL", lambda r, now: r.model, wide=True),
         Column("REVISION", lambda r, now: r.revision, wide=True),
         Column("AGE", lambda r, now: units.age(r.created_at, now)),
-        Column("MESSAGE", lambda r, now: r.message, free=True),
+        Column("MESSAGE", lambda r, now: _message(r), free=True),
     ),
 )
 DEVICES: Final[Kind[DeviceView]] = Kind(

@@ -27,6 +27,7 @@ from gateway.wire import ModelEntry
 from packer.inventory import NoFit
 from packer.verify import verify
 from tangram.control import present, rollouts
+from tangram.control.ejections import Ejections
 from tangram.control.measure import measure_model, supply_of
 from tangram.control.state import ControllerState, ModelState, free_slots
 from tangram.control.store import Store
@@ -91,6 +92,7 @@ class ControlLoop:
         self._stops: dict[str, asyncio.Task[None]] = {}
         self._start_errors: dict[str, str] = {}
         self._over_limit: set[str] = set()
+        self._ejections = Ejections()
         self._unrecorded: set[str] = set()
         """Replicas that are not on record as they are: new, changed or gone."""
         self._next_history = 0.0
@@ -148,7 +150,7 @@ class ControlLoop:
         """Observe, recommend, plan, record, publish, reconcile. `now` is Unix time, `monotonic` is for rates."""
         state = self.state
         state.statuses = self._backend.statuses()
-        events = self._observe(now)
+        events = self._observe(now) + self._ejections.events(state, now)
         self._recommend(monotonic, measure=measure)
         if not self._stopping:
             rollouts.advance(state, self._store, now)

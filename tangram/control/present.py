@@ -100,6 +100,8 @@ def _conditions(state: ControllerState, entry: ModelState) -> tuple[ConditionVie
     refused = latest.refused if latest else ()
     waiting = latest.waiting if latest else ""
     troubled = [r for r in state.of_model(name) if r.phase in (Phase.CRASHED, Phase.UNREADY)]
+    ejected = state.demand.ejections(name)
+    trouble = [*(f"{r.name}: {r.message}" for r in troubled), *(f"{r}: ejected, {w}" for r, w in ejected.items())]
     return (
         ConditionView(
             type="Ready",
@@ -121,9 +123,9 @@ def _conditions(state: ControllerState, entry: ModelState) -> tuple[ConditionVie
         ),
         ConditionView(
             type="Healthy",
-            status="False" if troubled else "True",
-            reason=troubled[0].phase.value if troubled else "NoTrouble",
-            message="; ".join(f"{r.name}: {r.message}" for r in troubled),
+            status="False" if trouble else "True",
+            reason=troubled[0].phase.value if troubled else "ReplicasEjected" if ejected else "NoTrouble",
+            message="; ".join(trouble),
         ),
         ConditionView(
             type="UpToDate",
@@ -155,6 +157,7 @@ def replica_view(state: ControllerState, replica: Replica) -> ReplicaView:
         in_flight=state.demand.replica_in_flight(replica.model, replica.name),
         cpu_percent=status.cpu_percent if status else None,
         memory=status.memory_mib if status else None,
+        ejected=state.demand.ejections(replica.model).get(replica.name, ""),
         created_at=replica.created_at,
         started_at=replica.started_at,
         ready_at=replica.ready_at,

@@ -89,6 +89,8 @@ class ReplicaView(_View):
     in_flight: int = 0
     cpu_percent: float | None = None
     memory: float | None = None
+    ejected: str = ""
+    """Why gateway workers send it nothing new at present, though it is ready."""
     created_at: float
     started_at: float | None = None
     ready_at: float | None = None

@@ -175,6 +175,18 @@ class DemandTracker:
         """Requests in flight to one replica now, over all workers."""
         return sum(e.in_flight for e in self._endpoints(model) if e.id == replica)
 
+    def ejections(self, model: str) -> dict[str, str]:
+        """Replica -> why gateway workers give it nothing new at present; replicas that get requests are left out."""
+        reasons: dict[str, list[str]] = {}
+        for endpoint in self._endpoints(model):
+            if endpoint.ejected:
+                reasons.setdefault(endpoint.id, []).append(endpoint.ejected)
+        workers = len(self._workers)
+        return {
+            replica: ", ".join(sorted(set(why))) + (f" (in {len(why)} of {workers} workers)" if workers > 1 else "")
+            for replica, why in reasons.items()
+        }
+
     def _endpoints(self, model: str) -> Iterable[EndpointCounters]:
         for worker in self._workers.values():
             if model in worker.models:

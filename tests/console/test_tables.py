@@ -48,6 +48,11 @@ def test_what_is_not_known_is_a_dash(fakes: Any) -> None:
     assert "None" not in text
 
 
+def test_a_replica_that_the_gateway_leaves_out_says_so(fakes: Any) -> None:
+    text = tables.table(tables.REPLICAS, [fakes.a_replica(ejected="slow")], fakes.NOW)
+    assert "ejected by the gateway: slow" in text
+
+
 def test_a_decision_shows_what_was_granted_of_what_was_wanted(fakes: Any) -> None:
     text = tables.table(tables.DECISIONS, [fakes.a_decision(), fakes.a_decision(8, granted=4)], fakes.NOW)
     assert "2->3 of 4" in text

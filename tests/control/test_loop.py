@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from autoscaler.policy import State as PolicyState
-from gateway.wire import ModelEntry, Report
+from gateway.wire import EndpointCounters, ModelCounters, ModelEntry, Report
 from packer.inventory import Device, Inventory, Node
+from tangram.control import present
 from tangram.control.loop import ControlLoop
 from tangram.control.state import ControllerState, ModelState
 from tangram.control.store import Store
@@ -344,3 +345,32 @@ async def test_demand_that_is_unknown_shrinks_nothing(world: World) -> None:
     for _ in range(600):
         await world.turn(measure=True)
     assert list(world.phases().values()) == [Phase.READY, Phase.READY]
+
+
+async def test_what_the_gateway_ejects_is_told_and_shown(world: World) -> None:
+    world.declare(minReplicas=2)
+    await world.turn()
+    world.node.all_ready()
+    await world.turn()
+    ill, well = sorted(world.state.replicas)
+
+    def reported(ejected: str) -> None:
+        endpoints = (EndpointCounters(id=ill, ejected=ejected), EndpointCounters(id=well))
+        counters = ModelCounters(name="digits", endpoints=endpoints)
+        report = Report(worker=0, epoch="e", uptime_s=world.now, applied=(1, 1), models=(counters,))
+        world.state.demand.report(report, world.now)
+
+    def shown() -> tuple[list[str], str]:
+        model = present.model_view(world.state, world.state.models["digits"], world.now)
+        healthy = next(c for c in model.conditions if c.type == "Healthy")
+        return [v.ejected for v in present.replica_views(world.state, "digits")], healthy.reason
+
+    reported("errors")
+    await world.turn()
+    await world.turn()
+    assert shown() == (["errors", ""], "ReplicasEjected")
+    reported("")
+    await world.turn()
+    assert shown() == (["", ""], "NoTrouble")
+    told = [(e.reason, e.replica) for e in world.store.events("digits", 9) if e.reason != "Ready"]
+    assert told == [("Readmitted", ill), ("Ejected", ill)], "newest first, each once"

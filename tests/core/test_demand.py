@@ -57,6 +57,18 @@ def test_a_silent_worker_makes_demand_unknown() -> None:
     assert take(tracker, 101.0 + 2 * STALE_S).arrivals is None
 
 
+def test_what_workers_eject_is_known_until_they_take_it_back() -> None:
+    tracker = DemandTracker(100.0)
+    ill = (EndpointCounters(id="m-1", ejected="slow"), EndpointCounters(id="m-2"))
+    tracker.report(report(1.0, endpoints=ill), 101.0)
+    assert tracker.ejections("m") == {"m-1": "slow"}
+    tracker.report(report(1.0, worker=1, endpoints=(EndpointCounters(id="m-1"),)), 101.0)
+    assert tracker.ejections("m") == {"m-1": "slow (in 1 of 2 workers)"}
+    tracker.gone(1)
+    tracker.report(report(2.0, endpoints=(EndpointCounters(id="m-1"),)), 102.0)
+    assert tracker.ejections("m") == {}
+
+
 def test_a_worker_whose_process_ended_is_not_waited_for() -> None:
     tracker = DemandTracker(100.0)
     tracker.report(report(1.0, worker=0, arrivals=5, in_flight=1), 101.0)

@@ -58,6 +58,12 @@ def ejected(gateway) -> list[str]:
     return [e.id for e in gateway.dispatcher.find("m").route.usable if e.vitals.ejected]
 
 
+def reported(gateway) -> dict[str, str]:
+    """What the controller is told of each endpoint."""
+    report = gateway.dispatcher.report(asyncio.get_running_loop().time(), full=True)
+    return {e.id: e.ejected for model in report.models for e in model.endpoints}
+
+
 def inferred(one) -> int:
     return sum(s.target == INFER for s in one.seen)
 
@@ -78,8 +84,10 @@ async def test_one_that_answers_500_is_ejected_and_recovers(gateway, three, kit)
     assert statuses[500] == inferred(first)
     assert statuses[500] <= 5 + 4, "what was in flight when the circuit tripped, and no more"
     assert ejected(gateway) == ["m-0"]
+    assert reported(gateway) == {"m-0": "errors", "m-1": "", "m-2": ""}
     sick.how = "well"
     await kit.until(lambda: not ejected(gateway), "a probe brings it back")
+    assert set(reported(gateway).values()) == {""}
     before = inferred(first)
     assert await load(gateway, 200) == {200: 200}
     assert inferred(first) > before
