@@ -42,7 +42,7 @@ from tangram.control.wire_server import WireServer
 from tangram.core import convert, planner, plans, rollout
 from tangram.core.replica import Phase
 from tangram.node.backend import Backend
-from tangram.spec import Documents, Fleet, Model, SpecError, Tenant, parse_documents
+from tangram.spec import Documents, Fleet, Model, SpecError, Tenant, clashes, parse_documents
 
 
 class Controller:
@@ -244,6 +244,7 @@ class Controller:
             for field, name in _named(model)
             if name not in known or name == model.name
         ]
+        problems += clashes(documents.models, kept)
         if problems:
             raise SpecError("\n".join(problems))
 

@@ -8,7 +8,7 @@ text names the document, the path of the field, the value and the mend, and both
 """
 
 from tangram.spec.base import API_VERSION, Metadata, Name, NonNegative, Percent, Positive, SpecError
-from tangram.spec.documents import Documents, explain_validation, load_documents, parse_documents, read_yaml
+from tangram.spec.documents import Documents, clashes, explain_validation, load_documents, parse_documents, read_yaml
 from tangram.spec.fleet import DeviceSpec, Fleet, FleetSpec, GatewaySpec, NodeSpec, TotalQueue
 from tangram.spec.model import Model, ModelSpec
 from tangram.spec.quantity import MiB, MilliCPU, parse_quantity
@@ -88,6 +88,7 @@ __all__ = [
     "TenantSpec",
     "TotalQueue",
     "Traffic",
+    "clashes",
     "explain_validation",
     "load_documents",
     "parse_documents",

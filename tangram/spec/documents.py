@@ -126,9 +126,33 @@ def parse_documents(documents: Sequence[Any]) -> Documents:
     for what, names in (("Model", [m.name for m in models]), ("Tenant", [t.name for t in tenants])):
         twice = [n for n in sorted(set(names)) if names.count(n) > 1]
         problems += [f"{what} {n}: metadata.name: declared twice; names are unique" for n in twice]
+    problems += clashes(models)
     if problems:
         raise SpecError("\n".join(problems))
     return Documents(tuple(models), fleet, tuple(tenants))
+
+
+def clashes(models: Sequence[Model], others: Sequence[Model] = ()) -> list[str]:
+    """Names and aliases that two models would answer to, a line each; those among `others` alone are left out."""
+    problems = []
+    fresh = {m.name for m in models}
+    names = fresh | {m.name for m in others}
+    owners: dict[str, str] = {}
+    for model in (*others, *models):
+        new = model.name in fresh
+        for alias in dict.fromkeys(model.spec.traffic.aliases):
+            if alias in names and alias != model.name:
+                if new:
+                    told = f"{alias!r} is the name of Model {alias}; remove it, or rename one of the two"
+                    problems.append(f"Model {model.name}: spec.traffic.aliases: {told}")
+                elif alias in fresh:
+                    told = f"{alias!r} is an alias of Model {model.name}; choose another, or remove it there"
+                    problems.append(f"Model {alias}: metadata.name: {told}")
+            owner = owners.setdefault(alias, model.name)
+            if new and owner != model.name:
+                told = f"{alias!r} is an alias of Model {owner} too; keep it in one of the two"
+                problems.append(f"Model {model.name}: spec.traffic.aliases: {told}")
+    return problems
 
 
 _MESSAGES: Final[Mapping[str, str]] = {

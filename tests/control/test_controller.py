@@ -128,6 +128,40 @@ async def test_what_no_device_could_ever_hold_is_refused_with_its_field(
     assert names(controller) == stored(controller) == []
 
 
+def aliased(name: str, *aliases: str) -> dict[str, Any]:
+    return a_model(name, traffic={"aliases": list(aliases)})
+
+
+@pytest.mark.parametrize(
+    ("there", "comes", "told"),
+    [
+        (a_model("a"), aliased("b", "a"), "Model b: spec.traffic.aliases: 'a' is the name of Model a"),
+        (aliased("a", "x/y"), aliased("b", "x/y"), "Model b: spec.traffic.aliases: 'x/y' is an alias of Model a too"),
+        (aliased("a", "b"), a_model("b"), "Model b: metadata.name: 'b' is an alias of Model a"),
+    ],
+)
+@pytest.mark.parametrize("together", [False, True])
+async def test_no_name_stands_for_two_models(
+    controller: Controller, there: dict[str, Any], comes: dict[str, Any], told: str, together: bool
+) -> None:
+    await controller.apply([a_fleet("g")])
+    if together:
+        both = told if "metadata.name" not in told else "Model a: spec.traffic.aliases: 'b' is the name of Model b"
+        with pytest.raises(SpecError, match=f"^{both}"):
+            await controller.apply([there, comes])
+        return
+    await controller.apply([there])
+    with pytest.raises(SpecError, match=f"^{told}"):
+        await controller.apply([comes])
+    assert names(controller) == ["a"]
+
+
+async def test_an_alias_may_move_from_one_model_to_another(controller: Controller) -> None:
+    await controller.apply([a_fleet("g"), aliased("a", "x", "a"), a_model("b")])
+    await controller.apply([a_model("a"), aliased("b", "x")])
+    await controller.apply([aliased("b", "x")])
+
+
 async def test_without_any_device_nothing_can_be_declared(controller: Controller) -> None:
     with pytest.raises(SpecError, match="Fleet: is missing"):
         await controller.apply([a_model()])
