@@ -80,7 +80,8 @@ class Outgoing:
         request = self.x.request
         if "Transfer-Encoding" in request.headers:
             return True, None
-        return False, request.content_length
+        length = request.content_length
+        return False, None if length is None else length + self.body.grown
 
 
 class Attempt:

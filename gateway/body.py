@@ -24,14 +24,16 @@ class TooSlow(Exception):
 
 
 class Body:
-    """A body; `keep` says whether its parts are kept for a second sending."""
+    """A body; `keep` says whether parts that are sent on are kept for a second sending."""
 
     def __init__(self, reader: StreamReader, pace: Pace, *, keep: bool) -> None:
         self._reader = reader
         self._pace = pace
         self._kept: list[bytes] = []
         self._size = 0
-        self._keep = keep
+        self.keep = keep
+        self.grown = 0
+        """Bytes that it is longer than what the client sends."""
         self._lost = False
 
     @property
@@ -79,8 +81,14 @@ class Body:
 
     def replace(self, whole: bytes) -> None:
         """Another body in the place of the one that was read whole."""
+        self.grown += len(whole) - self._size
         self._kept = [whole]
         self._size = len(whole)
+
+    def splice(self, begins: int, ends: int, data: bytes) -> None:
+        """Other bytes in the place of some that are kept; what is still to come stays as it is."""
+        held = b"".join(self._kept)
+        self.replace(held[:begins] + data + held[ends:])
 
     async def read_until(self, scan: Callable[[bytes], str | None], limit: int) -> str | None:
         """Read and keep it until `scan` finds something in its parts; None at its end. TooLarge, TooSlow as above."""
@@ -108,7 +116,7 @@ class Body:
     def _remember(self, part: bytes) -> None:
         if self._lost or not part:
             return
-        if self._keep and self._size + len(part) <= REPLAY_BYTES:
+        if self.keep and self._size + len(part) <= REPLAY_BYTES:
             self._kept.append(part)
             self._size += len(part)
         else:

@@ -46,6 +46,13 @@ class Mirror:
         self._engine = engine
         self._sending: set[asyncio.Task[None]] = set()
 
+    def drop(self, to: str) -> None:
+        """A copy cannot be made: the body was too large to be kept, or the answer came before all of it."""
+        served = self._engine.dispatcher.find(to)
+        if served is not None:
+            served.meter.arrivals += 1
+            served.meter.finish(Ending.REFUSED, 503, 0.0, "mirror_dropped")
+
     def send(self, copy: Copy, to: str) -> None:
         """Send a copy to a model, if that can be done at once."""
         dispatcher = self._engine.dispatcher

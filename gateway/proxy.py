@@ -16,7 +16,7 @@ from typing import Final
 from aiohttp import web
 
 from gateway import headers, heads, splitting
-from gateway.body import Body, TooLarge, TooSlow
+from gateway.body import REPLAY_BYTES, Body, TooLarge, TooSlow
 from gateway.deadlines import BadTimeout, client_timeout
 from gateway.engine import Engine
 from gateway.exchange import BadTarget, ClientLeft, Exchange
@@ -150,21 +150,21 @@ class Proxy:
         return route.shape(404, f"model {name[:100]!r} is not known here", "unknown")
 
     async def _forward(self, x: Exchange, route: Route, host: str) -> web.StreamResponse:
-        name = route.model
+        named = splitting.Named(route.model)
         body = Body(x.request.content, Pace(self.timeouts), keep=False)
         if route.answer is Answer.BODY:
             try:
-                name = await self._model_in(x, body)
+                named = await self._model_in(x, body)
             except _Rejected as error:
                 self.dispatcher.meter.unroute(error.status)
                 return x.refuse(error.status, str(error), error.reason, close=error.status in (408, 413))
             except (ClientLeft, asyncio.CancelledError):
                 self.dispatcher.meter.unroute(CLIENT_LEFT)
                 raise
-        served = self.dispatcher.find(name)
+        served = self.dispatcher.find(named.name)
         if served is None:
             self.dispatcher.meter.unroute(404)
-            return x.answer(404, self._unknown(route, name))
+            return x.answer(404, self._unknown(route, named.name))
         x.model = served.meter.name
         key = _sticky_key(x, served)
         claim, held, result = ANYONE, None, Result()
@@ -177,27 +177,33 @@ class Proxy:
         if key:
             claim = replace(claim, key=key)
         try:
-            return await self._pass_on(x, route, host, body, served, claim, result)
+            return await self._pass_on(x, route, host, body, named, served, claim, result)
         finally:
             if held is not None:
                 self.dispatcher.tenants.release(held, result.code, monotonic())
 
     async def _pass_on(
-        self, x: Exchange, route: Route, host: str, body: Body, asked: Served, claim: Claim, result: Result
+        self,
+        x: Exchange,
+        route: Route,
+        host: str,
+        body: Body,
+        named: splitting.Named,
+        asked: Served,
+        claim: Claim,
+        result: Result,
     ) -> web.StreamResponse:
         served = self.dispatcher.choose_version(asked, claim.key)
         if served is not asked:
             x.model = served.meter.name
             route = replace(route, target=splitting.target_of(route.target, x.model))
-            if _names_in_json(x, route):
-                body.replace(splitting.body_of(body.whole() or b"", x.model))
+            if route.answer is Answer.BODY:
+                named.rename(body, x.model)
         served.meter.arrivals += 1
         mirror = "" if x.websocket else self._mirror_of(asked)
         entry = served.route.entry
         safe = route.repeatable or entry.retry_all_methods
-        again = safe and (entry.retry_attempts > 0 or entry.hedge is not None)
-        if route.answer is Answer.FORWARD:
-            body = Body(x.request.content, Pace(self.timeouts), keep=again or bool(mirror))
+        body.keep = bool(mirror) or (safe and (entry.retry_attempts > 0 or entry.hedge is not None))
         passage = Passage(self.engine, x, route, host, body, served, safe=safe, claim=claim)
         try:
             return await passage.run(result)
@@ -212,16 +218,19 @@ class Proxy:
             return x.refuse(500, "the gateway failed; its log says more", "internal", close=True)
         finally:
             served.meter.finish(result.ending, result.code, monotonic() - x.arrival, result.reason)
-            if mirror and result.ending is Ending.COMPLETED and body.rewindable:
-                self._copy(x, route, body, passage, asked.meter.name, mirror)
+            if mirror and result.ending is Ending.COMPLETED:
+                self._copy(x, route, body, named, passage, asked.meter.name, mirror)
 
-    def _copy(self, x: Exchange, route: Route, body: Body, passage: Passage, name: str, mirror: str) -> None:
+    def _copy(
+        self, x: Exchange, route: Route, body: Body, named: splitting.Named, passage: Passage, name: str, mirror: str
+    ) -> None:
         """Send the mirror its copy, if all of the body is at hand."""
-        whole = body.whole()
-        if whole is None:
+        whole = body.whole() if body.rewindable else None
+        if whole is None or len(whole) > REPLAY_BYTES:
+            self._mirror.drop(mirror)
             return
-        if _names_in_json(x, route):
-            whole = splitting.body_of(whole, mirror)
+        if route.answer is Answer.BODY:
+            whole = named.renamed(whole, mirror)
         target = splitting.target_of(route.target, mirror)
         self._mirror.send(Copy(x.request.method, target, passage.outgoing.fields(), whole, name), mirror)
 
@@ -252,7 +261,7 @@ class Proxy:
         self.dispatcher.meter.unroute(status)
         return x.refuse(status, message, reason, close=status != 400)
 
-    async def _model_in(self, x: Exchange, body: Body) -> str:
+    async def _model_in(self, x: Exchange, body: Body) -> splitting.Named:
         given = x.request.headers.get("Content-Type", "application/json")
         kind = given.partition(";")[0].strip().lower()
         if kind.startswith("multipart/") and kind != "multipart/form-data":
@@ -264,17 +273,17 @@ class Proxy:
         )
         try:
             if kind == "multipart/form-data":
-                find = multipart.FieldFinder(given, "model").feed
+                finder = multipart.FieldFinder(given, "model")
                 x.proceed()
-                name = await body.read_until(find, openai.MAX_BODY)
+                name = await body.read_until(finder.feed, openai.MAX_BODY)
                 if name is None:
                     raise multipart.BadForm("the form ends before its last delimiter")
-                return name
+                return splitting.Named(name, finder.span)
             length = x.request.content_length
             if length is not None and length > openai.MAX_BODY:
                 raise too_large
             x.proceed()
-            return openai.model_of(await body.read_all(openai.MAX_BODY))
+            return splitting.Named(openai.model_of(await body.read_all(openai.MAX_BODY)))
         except TooLarge:
             raise too_large from None
         except TooSlow as error:
@@ -285,13 +294,6 @@ class Proxy:
             raise _Rejected(400, f"the body is malformed: {error}", "bad_body") from None
         except ConnectionError:
             raise ClientLeft from None
-
-
-def _names_in_json(x: Exchange, route: Route) -> bool:
-    """Whether a JSON body names the model; a form does so too, and is passed on as it is."""
-    return route.answer is Answer.BODY and not x.request.headers.get("Content-Type", "").lower().startswith(
-        "multipart/"
-    )
 
 
 def _sticky_key(x: Exchange, served: Served) -> str:

@@ -36,7 +36,10 @@ class FieldFinder:
         boundary = _parameter(content_type, "Content-Type", "boundary")
         if boundary is None or not _BOUNDARY.fullmatch(boundary):
             raise BadForm("the Content-Type of the form names no valid boundary")
+        self.span = (0, 0)
+        """Where the value lies in the body, once it is known: its first byte, and the first byte after it."""
         self._name = name
+        self._fed = 0
         self._delimiter = b"\r\n--" + boundary.encode("ascii")
         # The first delimiter may be the first line.
         self._held = b"\r\n"
@@ -45,6 +48,7 @@ class FieldFinder:
     def feed(self, data: bytes) -> str | None:
         """The field's value once it is known; BadForm where there is none."""
         held = self._held + data
+        self._fed += len(data)
         while True:
             if self._at in (_At.PREAMBLE, _At.FILE):
                 found = held.find(self._delimiter)
@@ -85,6 +89,8 @@ class FieldFinder:
                     text = ""
                 if not text or len(value) > _MAX_VALUE:
                     raise BadForm(f"the field {self._name!r} of the form holds no name")
+                begins = self._fed - len(held)
+                self.span = begins, begins + len(value)
                 return text
 
     def _wait(self, held: bytes, limit: int) -> None:

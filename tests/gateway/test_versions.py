@@ -125,6 +125,70 @@ async def test_requests_go_to_versions_by_percent(gateway, replica):
     assert {json.loads(s.body)["model"] for s in old.seen if s.target == "/v1/completions"} == {"m"}
 
 
+BOUNDARY = "--------x"
+KIND = f"multipart/form-data; boundary={BOUNDARY}"
+
+
+def form(model: str, file: bytes = b"RIFF\r\n---------x\r\n--\0", *, file_first: bool = False) -> bytes:
+    parts = [
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="model"\r\n\r\n{model}\r\n'.encode(),
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'.encode() + file + b"\r\n",
+    ]
+    return b"".join(reversed(parts) if file_first else parts) + f"--{BOUNDARY}--\r\n".encode()
+
+
+@pytest.mark.parametrize("file_first", [False, True])
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_form_names_the_version_too(gateway, replica, file_first, chunked):
+    new = await replica()
+    gateway.model("a-much-longer-name", new)
+    gateway.model("m", await replica(), split=(SplitTarget(model="a-much-longer-name", percent=100),))
+    body = form("m", file_first=file_first)
+    wanted = form("a-much-longer-name", file_first=file_first)
+    client = await gateway.client()
+    if chunked:
+        head = f"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: gw\r\nContent-Type: {KIND}\r\n"
+        client.send(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n")
+        for byte in body:
+            client.send(b"1\r\n" + bytes([byte]) + b"\r\n")
+        client.send(b"0\r\n\r\n")
+        answer = await client.response()
+    else:
+        answer = await client.ask(post("/v1/audio/transcriptions", body, Content_Type=KIND))
+    assert answer.status == 200, answer
+    assert new.seen[0].body == wanted
+
+
+async def test_a_long_form_streams_to_its_version(gateway, replica, kit):
+    new = await replica()
+    gateway.model("n", new)
+    gateway.model("my-model", await replica(), split=(SplitTarget(model="n", percent=100),))
+    file = bytes(range(256)) * 8192
+    request = post("/v1/audio/transcriptions", form("my-model", file), Content_Type=KIND)
+    client = await gateway.client()
+    client.send(request[:-1_000_000])
+    await kit.until(lambda: new.seen, "it is sent on before all of it has come")
+    client.send(request[-1_000_000:])
+    assert (await client.response()).status == 200
+    assert new.seen[0].body == form("n", file)
+
+
+async def test_a_mirror_gets_the_form_that_names_it(gateway, replica, kit):
+    one, two, shadow = await replica(), await replica(), await replica()
+    gateway.model("shadow", shadow)
+    gateway.model("version-2", two)
+    gateway.model("m", one, mirror="shadow", split=(SplitTarget(model="version-2", percent=100),))
+    await gateway.ask(post("/v1/images/edits", form("m"), Content_Type=KIND))
+    await kit.until(lambda: shadow.seen and shadow.seen[0].body)
+    assert two.seen[0].body == form("version-2")
+    assert shadow.seen[0].body == form("shadow")
+
+
+async def test_a_realtime_session_names_the_version():
+    assert target_of("/v1/realtime?a=b&model=m&c", "n/1") == "/v1/realtime?a=b&model=n%2F1&c"
+    assert target_of("/v1/realtime?intent=x&mod%65l=m", "n") == "/v1/realtime?intent=x&model=n"
+
+
 async def test_a_version_that_is_gone_leaves_its_share_to_the_model(gateway, replica):
     gateway.model("m", await replica(), split=(SplitTarget(model="gone", percent=100),))
     assert (await gateway.ask(post())).status == 200
@@ -214,6 +278,22 @@ async def test_whatever_ails_the_mirror_is_no_affair_of_the_client(gateway, repl
     assert Counter(a.status for a in answers) == {200: 100}
     await kit.until(lambda: gateway.quiet, "copies end")
     assert gateway.wakes == (["shadow"] if how == "none" else [])
+
+
+@pytest.mark.parametrize(
+    ("target", "body"),
+    [
+        ("/v2/models/m/infer", b"x" * 300_000),
+        ("/v1/embeddings", b'{"model":"m","input":"' + b"x" * 300_000 + b'"}'),
+    ],
+)
+async def test_a_large_body_is_not_copied_and_that_is_counted(gateway, replica, kit, target, body):
+    shadow = await replica()
+    gateway.model("shadow", shadow)
+    gateway.model("m", await replica(), mirror="shadow")
+    assert (await gateway.ask(post(target, body))).status == 200
+    await kit.until(lambda: gateway.meter("shadow").refused == {"mirror_dropped": 1})
+    assert not shadow.seen
 
 
 async def test_a_share_of_requests_is_mirrored(gateway, replica, kit):
