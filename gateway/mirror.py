@@ -34,9 +34,13 @@ class Copy:
     method: str
     target: str
     fields: headers.Fields
+    """As the client sent them, but for its key."""
     body: bytes
     model: str
     """The one that was asked for."""
+    client: str
+    scheme: str
+    request_id: str
 
 
 class Mirror:
@@ -103,8 +107,13 @@ class Mirror:
 
     @staticmethod
     def _fields(copy: Copy, lease: Lease) -> headers.Fields:
-        host = f"{lease.endpoint.host}:{lease.endpoint.port}".encode()
-        dropped = {b"host", b"content-length", b"transfer-encoding", b"connection", b"te"}
-        kept = [(name, value) for name, value in copy.fields if name.lower() not in dropped]
-        framing = [(b"Content-Length", b"%d" % len(copy.body))] if copy.body or copy.method == "POST" else []
-        return [(b"Host", host), *kept, *framing, (b"X-Mirrored-From", copy.model.encode("ascii", "replace"))]
+        fields = headers.upward(
+            [field for field in copy.fields if field[0].lower() != b"x-mirrored-from"],
+            host=f"{lease.endpoint.host}:{lease.endpoint.port}".encode(),
+            client=copy.client,
+            scheme=copy.scheme,
+            request_id=copy.request_id,
+            length=len(copy.body) if copy.body or copy.method == "POST" else None,
+            chunked=False,
+        )
+        return [*fields, (b"X-Mirrored-From", copy.model.encode("ascii", "replace"))]

@@ -232,7 +232,9 @@ class Proxy:
         if route.answer is Answer.BODY:
             whole = named.renamed(whole, mirror)
         target = splitting.target_of(route.target, mirror)
-        self._mirror.send(Copy(x.request.method, target, passage.outgoing.fields(), whole, name), mirror)
+        fields = passage.outgoing.fields()
+        copy = Copy(x.request.method, target, fields, whole, name, x.peer, x.request.scheme, x.id)
+        self._mirror.send(copy, mirror)
 
     def _mirror_of(self, served: Served) -> str:
         """The model that gets a copy of this request; empty where none does."""

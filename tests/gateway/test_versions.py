@@ -261,6 +261,26 @@ async def test_a_mirror_gets_a_copy_and_changes_nothing(gateway, replica, kit):
     assert gateway.meter("shadow").codes == {200: 1}
 
 
+async def test_a_copy_is_forwarded_by_the_same_rules(gateway, replica, kit):
+    shadow = await replica()
+    gateway.model("shadow", shadow)
+    gateway.model("m", await replica(), mirror="shadow")
+    request = post(
+        body=b"tensor",
+        X_Forwarded_For="6.6.6.6",
+        X_Mirrored_From="nobody",
+        Connection="keep-alive, X-Secret",
+        X_Secret="s",
+        Expect="100-continue",
+        X_Request_Id="r-1",
+    )
+    assert (await gateway.ask(request)).status == 200
+    await kit.until(lambda: shadow.seen and shadow.seen[0].body)
+    copy = shadow.seen[0]
+    assert (copy["X-Forwarded-For"], copy["X-Mirrored-From"], copy["X-Request-Id"]) == ("127.0.0.1", "m", "r-1")
+    assert not [n for n, _ in copy.headers if n.lower() in ("x-secret", "expect", "connection")]
+
+
 @pytest.mark.parametrize("how", ["hung", "dead", "none", "500"])
 async def test_whatever_ails_the_mirror_is_no_affair_of_the_client(gateway, replica, kit, how):
     one = await replica()
