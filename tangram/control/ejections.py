@@ -6,6 +6,7 @@ import logging
 
 from tangram.control.state import ControllerState
 from tangram.control.views import EventView
+from tangram.core.replica import Phase
 
 log = logging.getLogger("tangram.ejections")
 
@@ -28,7 +29,9 @@ class Ejections:
                     log.warning("%s: %s", replica, text)
                     events.append(EventView(at=now, model=name, replica=replica, reason="Ejected", message=text))
         for replica in sorted(self._known - ejected):
-            if (there := state.replicas.get(replica)) is not None:
+            there = state.replicas.get(replica)
+            # One that left the gateway's table is not ejected either, and gets nothing all the same.
+            if there is not None and there.phase is Phase.READY:
                 text = "the gateway sends it requests again"
                 log.info("%s: %s", replica, text)
                 events.append(EventView(at=now, model=there.model, replica=replica, reason="Readmitted", message=text))

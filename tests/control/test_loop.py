@@ -374,3 +374,10 @@ async def test_what_the_gateway_ejects_is_told_and_shown(world: World) -> None:
     assert shown() == (["", ""], "NoTrouble")
     told = [(e.reason, e.replica) for e in world.store.events("digits", 9) if e.reason != "Ready"]
     assert told == [("Readmitted", ill), ("Ejected", ill)], "newest first, each once"
+    reported("slow")
+    await world.turn()
+    world.node.becomes(ill, InstancePhase.UNREADY)
+    reported("")
+    await world.turn()
+    told = [e.reason for e in world.store.events("digits", 9) if e.replica == ill]
+    assert told[:2] == ["Unready", "Ejected"], "out of the table is not back in service"
