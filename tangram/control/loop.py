@@ -18,6 +18,7 @@ import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Final, Protocol
 
 from autoscaler.policy import recommend
@@ -136,7 +137,7 @@ class ControlLoop:
         state = self.state
         state.statuses = self._backend.statuses()
         events = self._observe(now)
-        self._recommend(monotonic, measure=measure)
+        self._recommend(now, monotonic, measure=measure)
         if not self._stopping:
             rollouts.advance(state, self._store, now)
             outcome = self._plan(now)
@@ -185,8 +186,8 @@ class ControlLoop:
                     model.start_times_s.append(max(0.0, now - after.started_at))
         return events
 
-    def _recommend(self, monotonic: float, *, measure: bool) -> None:
-        demand = self.state.demand
+    def _recommend(self, now: float, monotonic: float, *, measure: bool) -> None:
+        demand, at = self.state.demand, datetime.fromtimestamp(now, UTC)
         if measure:
             demand.begin(monotonic)
         for entry in self.state.models.values():
@@ -194,8 +195,9 @@ class ControlLoop:
                 continue
             seen = measure_model(self.state, entry, monotonic) if measure else Sample(0.0, 0, wake=entry.woken)
             supply = supply_of(self.state, entry)
-            policy = convert.scaling_policy(entry.model)
-            entry.recommendation, entry.policy_state = recommend(policy, supply, seen, entry.policy_state, monotonic)
+            policy = convert.scaling_policy(entry.model, advise=self.state.advise)
+            advice, entry.policy_state = recommend(policy, supply, seen, entry.policy_state, monotonic, at)
+            entry.take(advice, supply.ready + supply.starting)
             entry.woken = entry.changed = False
 
     def _plan(self, now: float) -> plans.Plan:
@@ -210,9 +212,7 @@ class ControlLoop:
             attempts={n: m.attempts for n, m in state.models.items()},
             next_ordinal=state.ordinals,
             moves_lately=len(state.moves),
-            mix=convert.expected_mix(
-                {n: (m.model, m.recommendation.replicas) for n, m in state.models.items() if m.recommendation}
-            ),
+            mix=convert.expected_mix({n: (m.model, m.wanted) for n, m in state.models.items() if m.wanted is not None}),
             tidy=now >= self._next_tidy,
         )
         if observed.tidy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Final
 
 from gateway.wire import ModelEntry
@@ -17,6 +18,7 @@ SOON_S: Final = 1.0
 
 def table(state: ControllerState, outcome: plans.Plan, now: float) -> Mapping[str, ModelEntry]:
     """Every model's entry after a plan."""
+    at = datetime.fromtimestamp(now, UTC)
     return {
         name: convert.model_entry(
             entry.model,
@@ -24,6 +26,7 @@ def table(state: ControllerState, outcome: plans.Plan, now: float) -> Mapping[st
             expected_ready_s=_expected_ready(state, entry, now),
             unavailable=_unavailable(state, entry, outcome, now),
             canary_percent=rollout.canary_percent(entry.rollout, entry.model.spec.rollout),
+            max_replicas=convert.replica_bounds(entry.model, at)[1],
         )
         for name, entry in state.models.items()
     }

@@ -41,10 +41,11 @@ class Records:
             if entry.recommendation is None:
                 continue
             live = sum(r.live for r in state.of_model(name))
-            decision = decide(now, name, entry.recommendation, outcome, live)
+            decision = decide(now, name, entry.recommendation, entry.wanted or 0, outcome, live)
             entry.latest = decision
             mark = (decision.recommendation.replicas, planner_refusals(outcome, name))
-            if decision.eventful or (mark != entry.recorded and (mark[1] or (entry.recorded and entry.recorded[1]))):
+            told = mark[1] or (entry.recorded and entry.recorded[1]) or decision.recommendation.advisory
+            if decision.eventful or (mark != entry.recorded and told):
                 decisions.append(present.decision_view(decision))
                 marks[name] = mark
         events = events + self._memory_events(now)
@@ -90,9 +91,9 @@ class Records:
             self._next_history = now + HISTORY_S
             state = self._state
             rows = [
-                (now, n, m.recommendation.replicas, state.count(n, Phase.READY), state.demand.qps(n, monotonic))
+                (now, n, m.wanted, state.count(n, Phase.READY), state.demand.qps(n, monotonic))
                 for n, m in state.models.items()
-                if m.recommendation
+                if m.wanted is not None
             ]
             with self._store.transaction():
                 self._store.add_history(rows)
