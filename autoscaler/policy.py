@@ -67,7 +67,7 @@ def recommend(
     seen = observe(state, supply, sample, current, policy.concurrency_limit, now)
     due = current <= 1 and policy.min_replicas == 0 and _is_due(seen, supply, now)
     if not due and doubted_from is None and _is_asleep(policy, supply, sample, current):
-        return _asleep(seen, now, advisory=policy.advisory)
+        return _asleep(seen, now, policy, window)
     scene = look(policy, supply, sample, seen, current, now)
     says = read(policy, scene)
     decided = _decide(says, current, policy)
@@ -104,6 +104,7 @@ def recommend(
         boost=boosted,
         capacity=scene.capacity.rate if scene.capacity else None,
         advisory=policy.advisory,
+        window=window,
     )
     return recommendation, seen._replace(
         wanted=verdict.wanted,
@@ -139,7 +140,7 @@ def _is_asleep(policy: ScalingPolicy, supply: Supply, sample: Sample, current: i
     )
 
 
-def _asleep(seen: State, now: float, *, advisory: bool) -> tuple[Recommendation, State]:
+def _asleep(seen: State, now: float, policy: ScalingPolicy, window: str) -> tuple[Recommendation, State]:
     reason = f"no request for {now - seen.silent_from:.0f} s: stays at zero"
     state = seen._replace(
         wanted=0,
@@ -149,8 +150,8 @@ def _asleep(seen: State, now: float, *, advisory: bool) -> tuple[Recommendation,
         doubted_from=None,
         boost=1.0,
     )
-    reasons = (reason, _NOT_ACTED_ON) if advisory else (reason,)
-    return Recommendation(0, 0, "idle", (), reasons, advisory=advisory), state
+    reasons = (reason, _NOT_ACTED_ON) if policy.advisory else (reason,)
+    return Recommendation(0, 0, "idle", (), reasons, advisory=policy.advisory, window=window), state
 
 
 def _boost(policy: ScalingPolicy, scene: Scene) -> tuple[float, float]:

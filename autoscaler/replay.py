@@ -6,6 +6,7 @@ The workload is drawn and simulated by simulate.py. `text_plot` draws load, repl
 from __future__ import annotations
 
 import math
+from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
@@ -27,8 +28,15 @@ _SHARE = 0.7
 class Ours:
     """`recommend`, called every second. `last` is the latest recommendation."""
 
-    def __init__(self, policy: ScalingPolicy, expected_ready_s: float | None = None, phase: float = 0.0) -> None:
+    def __init__(
+        self,
+        policy: ScalingPolicy,
+        expected_ready_s: float | None = None,
+        phase: float = 0.0,
+        began: datetime | None = None,
+    ) -> None:
         self.policy, self._expected_ready_s, self._phase = policy, expected_ready_s, phase
+        self._began = began
         self.state = State.initial(0.0, phase)
         self.last: Recommendation | None = None
 
@@ -36,7 +44,8 @@ class Ours:
         supply = view.supply
         if self._expected_ready_s is not None or self.boost() != 1.0:
             supply = type(supply)(supply.ready, supply.starting, supply.draining, self._expected_ready_s, self.boost())
-        self.last, self.state = recommend(self.policy, supply, view.sample, self.state, view.now)
+        at = None if self._began is None else self._began + timedelta(seconds=view.now)
+        self.last, self.state = recommend(self.policy, supply, view.sample, self.state, view.now, at)
         return self.last.replicas
 
     def boost(self) -> float:
@@ -49,18 +58,25 @@ class Ours:
 
 
 def replay(
-    workload: Workload, policy: ScalingPolicy, which: PolicyName, start_s: float, rng: Generator, draws: Generator
+    workload: Workload,
+    policy: ScalingPolicy,
+    which: PolicyName,
+    start_s: float,
+    rng: Generator,
+    draws: Generator,
+    began: datetime | None = None,
 ) -> Outcome:
     """The workload through one policy, starts taking `start_s` seconds. `draws` makes the requests: the same for all.
 
     Other policies than ours get targets at 70 percent of what a replica can do (Ray: half its slots); `oracle` knows
-    all arrivals. Counts are held within the policy's min and max. Raises ValueError for a name that is none of these.
+    all arrivals. Counts are held within the policy's min and max. `began` is when the trace began (with a zone), which
+    a policy with schedules needs. Raises ValueError for a name that is none of these.
     """
     requests = draw(workload, draws)
     if which == "oracle":
         return reference(workload, requests, start_s, rng)
     scalers: dict[str, Scaler] = {
-        "ours": Ours(policy, start_s),
+        "ours": Ours(policy, start_s, began=began),
         "hpa": Hpa(_SHARE * workload.capacity),
         "kpa": Kpa(_SHARE * workload.capacity, "rps"),
         "ray": Ray(0.5 * workload.slots),
@@ -79,8 +95,8 @@ def replay(
         Starts(start_s),
         rng,
         first=first,
-        least=policy.min_replicas,
-        most=policy.max_replicas,
+        least=min([policy.min_replicas, *(s.min_replicas for s in policy.schedules if s.min_replicas is not None)]),
+        most=max([policy.max_replicas, *(s.max_replicas or s.min_replicas or 0 for s in policy.schedules)]),
         boost=scaler.boost if isinstance(scaler, Ours) else None,
     )
 

@@ -165,3 +165,5 @@ class Recommendation:
     """Requests per second that a replica is known to do; None: not known yet."""
     advisory: bool = False
     """To be shown and recorded, not carried out."""
+    window: str = ""
+    """The schedules' windows that are open, or about to be, in words."""

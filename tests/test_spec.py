@@ -548,3 +548,30 @@ def test_tenants_that_make_no_sense(spec: dict[str, Any], told: str) -> None:
 def test_how_a_model_is_rolled_out_is_no_part_of_its_process() -> None:
     plain, careful = (parse_documents([d]).models[0] for d in (model_document(), with_spec(rollout={"minRequests": 9})))
     assert plain.revision == careful.revision
+
+
+WINDOW = {"start": "0 8 * * mon-fri", "end": "0 18 * * mon-fri", "timeZone": "Europe/Berlin", "minReplicas": 2}
+
+
+def test_a_window_of_time_may_bound_the_replicas() -> None:
+    document = changed(model_document(), "spec.scaling", {"schedules": [WINDOW]})
+    (window,) = Model.model_validate(document).spec.scaling.schedules
+    assert (window.min_replicas, window.max_replicas, window.time_zone) == (2, None, "Europe/Berlin")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("start", "8 * * mon", "schedules[0].start: cron expression '8 * * mon' has 4 fields; give five"),
+        ("end", "61 8 * * *", "schedules[0].end: cron field minute: '61' is not known; give 0 to 59"),
+        ("end", "0 0 31 2 *", "schedules[0].end: cron expression '0 0 31 2 *' names a day that never comes"),
+        ("timeZone", "Berlin", "schedules[0].timeZone: 'Berlin' is no time zone known here"),
+        ("maxReplicas", 1, "schedules[0]: minReplicas 2 is greater than maxReplicas 1"),
+        ("minReplicas", None, "schedules[0]: neither minReplicas nor maxReplicas is given"),
+    ],
+)
+def test_a_window_that_cannot_be_is_refused(field: str, value: object, told: str) -> None:
+    document = changed(model_document(), "spec.scaling", {"schedules": [{**WINDOW, field: value}]})
+    with pytest.raises(SpecError) as refused:
+        parse_documents([document])
+    assert told in str(refused.value)

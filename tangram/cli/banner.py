@@ -93,7 +93,8 @@ def _hindered(model: Mapping[str, Any]) -> str:
 
 def _ready(model: Mapping[str, Any]) -> bool:
     fixed = model["fixedReplicas"]
-    return bool(model["ready"] >= (model["minReplicas"] if fixed is None else fixed))
+    least = model["desired"] if model["window"] else model["minReplicas"]
+    return bool(model["ready"] >= (least if fixed is None else fixed))
 
 
 def banner(

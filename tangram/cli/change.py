@@ -101,7 +101,8 @@ def _missing(client: Client, name: str) -> str:
     current = [r for r in replicas if r.revision == model.revision and r.phase not in ("Draining", "Stopping")]
     ready = sum(r.phase == "Ready" for r in current)
     old = [r.name for r in replicas if r.revision != model.revision]
-    least = model.min_replicas if model.fixed_replicas is None else model.fixed_replicas
+    least = model.desired if model.window else model.min_replicas
+    least = least if model.fixed_replicas is None else model.fixed_replicas
     if ready >= max(least, min(model.desired, model.max_replicas)) and not old:
         return ""
     told = [f"{r.name} is {r.phase}" + (f" ({r.message})" if r.message else "") for r in current if r.phase != "Ready"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -86,11 +87,14 @@ def up(
         Path | None, typer.Option("--tls-cert", metavar="FILE", help="Certificate chain (PEM) of the gateway.")
     ] = None,
     tls_key: Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="Its private key (PEM).")] = None,
+    advise: Annotated[
+        bool, typer.Option("--advise", help="Only say how many replicas there should be; no count changes by itself.")
+    ] = False,
 ) -> None:
     from tangram.cli.up import UpOptions
     from tangram.cli.up import up as run
 
-    run(UpOptions(file, listen, admin, state, workers, log_json, insecure_listen, tls_cert, tls_key))
+    run(UpOptions(file, listen, admin, state, workers, log_json, insecure_listen, tls_cert, tls_key, advise))
 
 
 @app.command(help="Stop what runs on a state directory, also what a killed supervisor left.")
@@ -376,6 +380,9 @@ def replay(
     start: Annotated[float, typer.Option("--start", min=0.0, help="Seconds until a replica is ready.")] = 20.0,
     scale: Annotated[float, typer.Option("--scale", min=0.000001, help="Factor on the trace's rates.")] = 1.0,
     bins: Annotated[str, typer.Option("--bins", metavar="FIRST..LAST", help="Only these bins.")] = "",
+    began: Annotated[
+        datetime | None, typer.Option("--began", help="When the trace began (UTC), for the model's schedules.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of arrivals and service times.")] = 1,
     png: Annotated[Path | None, typer.Option("--png", help="Also draw a picture.")] = None,
     output: As = None,
@@ -393,6 +400,7 @@ def replay(
         start_s=start,
         scale=scale,
         bins=bins,
+        began=began,
         seed=seed,
     )
     workload, runs = replaying.run(options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -35,6 +36,8 @@ class ReplayOptions:
     start_s: float = 20.0
     scale: float = 1.0
     bins: str = ""
+    began: datetime | None = None
+    """When the trace began, in UTC."""
     seed: int = 1
 
 
@@ -76,8 +79,11 @@ def run(options: ReplayOptions) -> tuple[Workload, list[Replayed]]:
 
     model = _model(options.model)
     workload = _workload(options, model)
+    if model.spec.scaling.schedules and options.began is None:
+        raise CommandError(f"--began: model {model.name} has schedules; say when the trace began, as 2026-03-02", 2)
+    began = None if options.began is None else options.began.replace(tzinfo=UTC)
     # What a simulated replica does at once is what the gateway would give it at most.
-    policy = dataclasses.replace(convert.scaling_policy(model), concurrency_limit=workload.slots)
+    policy = dataclasses.replace(convert.scaling_policy(model), concurrency_limit=workload.slots, advisory=False)
     runs = [
         Replayed(
             name,
@@ -88,6 +94,7 @@ def run(options: ReplayOptions) -> tuple[Workload, list[Replayed]]:
                 options.start_s,
                 np.random.default_rng(options.seed),
                 np.random.default_rng(options.seed + 1),
+                began,
             ),
         )
         for name in options.policies

@@ -39,6 +39,7 @@ class UpOptions:
     insecure_listen: bool = False
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    advise: bool = False
 
 
 def up(options: UpOptions) -> None:
@@ -81,6 +82,8 @@ def prepare(options: UpOptions) -> list[str]:
     arguments += tls
     if closed:
         arguments.append("--require-key")
+    if options.advise:
+        arguments.append("--advise")
     return [*arguments, "--log-json"] if options.log_json else arguments
 
 

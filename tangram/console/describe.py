@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from tangram.console import tables, units
 from tangram.control.views import DescribeView, ModelView, StatusView, WorkerView
-from tangram.spec import Hedge, Model
+from tangram.spec import Hedge, Model, Schedule
 
 _INDENT = "  "
 
@@ -62,6 +62,8 @@ def _pairs(labels: dict[str, str]) -> str:
 def _scaling(model: ModelView, spec: Model) -> list[tuple[str, str]]:
     scaling = spec.spec.scaling
     fixed = "" if model.fixed_replicas is None else f" (set by hand to {model.fixed_replicas})"
+    if model.advised is not None:
+        fixed = f" (advisory: would be {model.advised})"
     metrics = ", ".join(f"{m.type.value} {m.target:g}" for m in scaling.metrics)
     return [
         (
@@ -70,6 +72,8 @@ def _scaling(model: ModelView, spec: Model) -> list[tuple[str, str]]:
             f"{model.desired} desired{fixed}",
         ),
         ("Range", f"{model.min_replicas} to {model.max_replicas}"),
+        *(("Schedule", _schedule(schedule)) for schedule in scaling.schedules),
+        ("Windows", model.window or ("none is open" if scaling.schedules else "")),
         (
             "Target QPS",
             f"{units.number(model.target_qps)} a replica ({scaling.mode.value})" if model.target_qps else "",
@@ -77,6 +81,15 @@ def _scaling(model: ModelView, spec: Model) -> list[tuple[str, str]]:
         ("Metrics", metrics),
         ("Decided by", model.signal),
     ]
+
+
+def _schedule(schedule: Schedule) -> str:
+    bounds = [
+        f"{word} {count}"
+        for word, count in (("min", schedule.min_replicas), ("max", schedule.max_replicas))
+        if count is not None
+    ]
+    return f"{schedule.start!r} to {schedule.end!r} ({schedule.time_zone}): {', '.join(bounds)}"
 
 
 def _traffic(model: ModelView, spec: Model) -> list[tuple[str, str]]:

@@ -28,6 +28,7 @@ _RULES = {
     "stabilization": "the stabilization window: no quick changes",
     "behavior": "the behavior policies bound the pace",
     "tolerance": "too small a difference to act on",
+    "schedule": "the bounds of a window of time (schedules)",
 }
 
 
@@ -55,6 +56,9 @@ def _deciding(signal: str) -> str:
 
 
 def _counts(decision: DecisionView) -> str:
+    if decision.desired is not None:
+        would = f"it would be {units.count(decision.wanted, 'replica')}, {decision.previous} there at the time"
+        return f"{would}; advisory, so {decision.desired} {'is' if decision.desired == 1 else 'are'} kept"
     text = f"{units.count(decision.wanted, 'replica')} wanted, {decision.previous} there at the time"
     return text if decision.granted >= decision.wanted else f"{text}, room for {decision.granted}"
 
@@ -103,7 +107,7 @@ def _placement(placement: PlacementView) -> Iterable[str]:
 
 def _rejected(decision: DecisionView) -> Iterable[str]:
     if decision.refused:
-        missing = decision.wanted - decision.granted
+        missing = (decision.wanted if decision.desired is None else decision.desired) - decision.granted
         yield ""
         yield f"What found no place ({units.count(missing, 'replica')})"
         yield from (f"  {text}" for text in decision.refused)
@@ -113,10 +117,16 @@ def _rejected(decision: DecisionView) -> Iterable[str]:
         yield f"  {decision.waiting}"
 
 
+def _lacking(decision: DecisionView) -> str:
+    if decision.desired is not None:
+        return f", advised {decision.wanted}"
+    return f" of {decision.wanted} wanted" if decision.granted != decision.wanted else ""
+
+
 def _done(decision: DecisionView, now: float) -> Iterable[str]:
     yield (
         f"  {units.age(decision.at, now)} ago: {decision.previous} to {decision.granted}"
-        + (f" of {decision.wanted} wanted" if decision.granted != decision.wanted else "")
+        + _lacking(decision)
         + f", by {decision.signal}"
     )
     yield from (f"    {text}" for text in decision.actions)

@@ -52,6 +52,8 @@ def status_of(model: ModelView) -> str:
 
 
 def _desired(model: ModelView) -> str:
+    if model.advised is not None and model.advised != model.desired:
+        return f"{model.desired} (would be {model.advised})"
     return f"{model.desired}!" if model.fixed_replicas is not None else str(model.desired)
 
 
@@ -66,6 +68,8 @@ def _message(replica: ReplicaView) -> str:
 
 def _change(decision: DecisionView) -> str:
     change = f"{decision.previous}->{decision.granted}"
+    if decision.desired is not None:
+        return f"{change}, advised {decision.wanted}"
     return change if decision.granted == decision.wanted else f"{change} of {decision.wanted}"
 
 

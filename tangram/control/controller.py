@@ -166,7 +166,7 @@ class Controller:
         return [
             ModelMetrics(
                 name=name,
-                desired=entry.recommendation.replicas,
+                desired=entry.wanted or 0,
                 ready=self._state.count(name, Phase.READY),
                 starting=self._state.count(name, Phase.STARTING, Phase.CRASHED, Phase.UNREADY),
                 signals=tuple((r.name, r.replicas) for r in entry.recommendation.readings if r.replicas is not None),

@@ -69,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--admin", required=True)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--require-key", action="store_true")
+    parser.add_argument("--advise", action="store_true")
     parser.add_argument("--gateway-scheme", default="http")
     parser.add_argument("--log-json", action="store_true")
     options = parser.parse_args(argv)
@@ -135,6 +136,7 @@ async def _assemble(options: argparse.Namespace, paths: StatePaths, store: Store
         fleet=fleet,
         demand=DemandTracker(loop.time()),
         ordinals=store.ordinals(),
+        advise=options.advise,
     )
     rollouts = store.rollouts()
     for name, stored in store.models().items():

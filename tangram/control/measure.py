@@ -15,10 +15,10 @@ def supply_of(state: ControllerState, entry: ModelState) -> Supply:
     ready = state.count(name, Phase.READY)
     starting = state.count(name, Phase.STARTING, Phase.CRASHED, Phase.UNREADY)
     revisions = {r.revision for r in state.of_model(name) if r.live}
-    if revisions - {entry.model.revision} and entry.recommendation is not None:
+    if revisions - {entry.model.revision} and entry.wanted is not None:
         # The one more that exists while a revision is rolled in is a replacement and not a wish for more.
-        ready = min(ready, entry.recommendation.replicas)
-        starting = min(starting, entry.recommendation.replicas - ready)
+        ready = min(ready, entry.wanted)
+        starting = min(starting, entry.wanted - ready)
     return Supply(
         ready=ready,
         starting=starting,

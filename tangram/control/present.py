@@ -39,7 +39,9 @@ def model_view(state: ControllerState, entry: ModelState, monotonic: float) -> M
         ready=state.count(model.name, Phase.READY),
         starting=state.count(model.name, Phase.STARTING, Phase.CRASHED, Phase.UNREADY),
         draining=state.count(model.name, Phase.DRAINING, Phase.STOPPING),
-        desired=wanted.replicas if wanted else 0,
+        desired=entry.wanted or 0,
+        advised=wanted.replicas if wanted and wanted.advisory else None,
+        window=wanted.window if wanted else "",
         min_replicas=scaling.min_replicas,
         max_replicas=scaling.max_replicas,
         fixed_replicas=scaling.replicas,
@@ -95,7 +97,7 @@ def rollout_view(state: ControllerState, entry: ModelState, revisions: Sequence[
 def _conditions(state: ControllerState, entry: ModelState) -> tuple[ConditionView, ...]:
     name, latest = entry.model.name, entry.latest
     ready = state.count(name, Phase.READY)
-    wanted = entry.recommendation.replicas if entry.recommendation else 0
+    wanted = entry.wanted or 0
     current = sum(r.live and r.revision == entry.model.revision for r in state.of_model(name))
     refused = latest.refused if latest else ()
     waiting = latest.waiting if latest else ""
@@ -219,6 +221,7 @@ def decision_view(decision: Decision) -> DecisionView:
         model=decision.model,
         previous=recommendation.previous,
         wanted=recommendation.replicas,
+        desired=decision.desired if recommendation.advisory else None,
         granted=decision.granted,
         signal=recommendation.signal,
         signals=tuple(map(signal_view, recommendation.readings)),
@@ -265,7 +268,10 @@ def _summary(state: ControllerState, entry: ModelState, monotonic: float) -> str
     starting = state.count(name, Phase.STARTING, Phase.CRASHED, Phase.UNREADY)
     seen = "no demand measured yet" if qps is None else f"{qps:.1f} requests/s"
     there = f"{ready} ready" + (f", {starting} on the way" if starting else "")
-    text = f"{seen}; {wanted.replicas} wanted, decided by {wanted.signal}; {there}"
+    count = f"{wanted.replicas} wanted, decided by {wanted.signal}"
+    if wanted.advisory:
+        count = f"would be {wanted.replicas}, decided by {wanted.signal}; advisory, so {entry.wanted or 0} are kept"
+    text = f"{seen}; {count}; {there}"
     if entry.latest and entry.latest.refused:
         text += "; no place for more: " + "; ".join(entry.latest.refused)
     if entry.latest and entry.latest.waiting:

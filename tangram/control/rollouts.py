@@ -20,7 +20,7 @@ def seen(state: ControllerState, entry: ModelState, running: Rollout) -> Seen:
     new = [r for r in replicas if r.revision == running.revision]
     requests, failures = state.outcomes.of([r.name for r in new])
     return Seen(
-        count=entry.recommendation.replicas if entry.recommendation else 0,
+        count=entry.wanted or 0,
         new_ready=sum(r.phase is Phase.READY for r in new),
         old_live=sum(r.live for r in replicas if r.revision != running.revision),
         requests=requests,
@@ -54,14 +54,15 @@ def advance(state: ControllerState, store: Store, now: float) -> None:
 
 def desired(entry: ModelState) -> plans.Desired | None:
     """What the planner is asked for; None before anything is recommended."""
-    if entry.recommendation is None:
+    if entry.recommendation is None or entry.wanted is None:
         return None
-    count, running, terms = entry.recommendation.replicas, entry.rollout, entry.model.spec.rollout
+    count, running, terms = entry.wanted, entry.rollout, entry.model.spec.rollout
     canary, stable = 0, None
     if running is not None and running.revision == entry.model.revision:
         canary = rollout.canary_count(running, terms, count)
         stable = entry.revisions.get(running.former) if canary else None
-    return plans.Desired(entry.model, count, entry.recommendation.signal, canary, stable)
+    because = "advisory" if entry.recommendation.advisory else entry.recommendation.signal
+    return plans.Desired(entry.model, count, because, canary, stable)
 
 
 def _roll_back(entry: ModelState, store: Store, ended: Rollout, now: float) -> None:

@@ -28,6 +28,8 @@ class ModelState:
     created_at: float
     policy_state: PolicyState
     recommendation: Recommendation | None = None
+    wanted: int | None = None
+    """The count that is acted on: the recommended one, or in advisory mode what it was before; None at first."""
     latest: Decision | None = None
     """Of the last turn of the loop, eventful or not."""
     recorded: tuple[int, tuple[str, ...]] | None = None
@@ -43,6 +45,16 @@ class ModelState:
     """The last one, also once it has ended."""
     revisions: dict[str, Model] = field(default_factory=dict)
     """Documents of the revisions on record."""
+
+    def take(self, recommendation: Recommendation, live: int) -> None:
+        """Take up what is recommended; in advisory mode the count stays, within what the model itself says."""
+        self.recommendation = recommendation
+        if not recommendation.advisory:
+            self.wanted = recommendation.replicas
+            return
+        scaling = self.model.spec.scaling
+        before = live if self.wanted is None else self.wanted
+        self.wanted = min(max(before, scaling.min_replicas), scaling.max_replicas)
 
     def document(self, revision: str) -> Model:
         """The model as it was at a revision; as it is where that is not known."""
@@ -66,6 +78,8 @@ class ControllerState:
     replicas: dict[str, Replica] = field(default_factory=dict)
     statuses: Mapping[str, InstanceStatus] = field(default_factory=dict)
     ordinals: dict[str, int] = field(default_factory=dict)
+    advise: bool = False
+    """Whether the whole fleet is in advisory mode."""
     oversold: tuple[str, ...] = ()
     outcomes: OutcomeTracker = field(default_factory=OutcomeTracker)
     moves: deque[float] = field(default_factory=deque)

@@ -333,6 +333,7 @@ def parts_of(options: argparse.Namespace, paths: StatePaths) -> list[Part]:
     controller = [python, "-m", "tangram.control.main", "--state", str(paths.root), "--file", str(file)]
     controller += ["--listen", options.listen, "--admin", options.admin, "--workers", str(options.workers), *json_logs]
     controller += ["--require-key"] if options.require_key else []
+    controller += ["--advise"] if options.advise else []
     tls = ["--tls-cert", str(options.tls_cert), "--tls-key", str(options.tls_key)] if options.tls_cert else []
     controller += ["--gateway-scheme", "https"] if tls else []
     parts = [Part(_CONTROLLER, controller, markers(_CONTROLLER, {FILE_MARKER: file_digest(file)}))]
@@ -355,6 +356,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--log-json", action="store_true")
     parser.add_argument("--require-key", action="store_true")
+    parser.add_argument("--advise", action="store_true")
     parser.add_argument("--tls-cert", type=Path)
     parser.add_argument("--tls-key", type=Path)
     options = parser.parse_args(argv)

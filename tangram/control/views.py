@@ -51,6 +51,11 @@ class ModelView(_View):
     starting: int
     draining: int
     desired: int
+    """The count that is acted on."""
+    advised: int | None = None
+    """In advisory mode: what the count would be."""
+    window: str = ""
+    """The schedules' windows that are open, or about to be."""
     min_replicas: int
     max_replicas: int
     fixed_replicas: int | None = None
@@ -131,7 +136,11 @@ class DecisionView(_View):
     model: str
     previous: int
     wanted: int
+    """Recommended."""
+    desired: int | None = None
+    """In advisory mode: the count that is acted on; else it is the one wanted."""
     granted: int
+    """Of the count acted on."""
     signal: str
     signals: tuple[SignalView, ...] = ()
     reasons: tuple[str, ...] = ()

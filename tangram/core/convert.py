@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Final
+from zoneinfo import ZoneInfo
 
 from autoscaler.defaults import RulesSpec, behavior
-from autoscaler.types import MetricTarget, Objective, RatePolicy, ScalingPolicy
+from autoscaler.schedule import bounds
+from autoscaler.types import MetricTarget, Objective, RatePolicy, ScalingPolicy, Schedule
 from gateway import wire
 from gateway.limits import COLUMNS
 from gateway.wire import EndpointEntry, ModelEntry
@@ -78,8 +81,11 @@ def expected_mix(wanted: Mapping[str, tuple[Model, int]]) -> Mix:
     return Mix.of({shape: 2.0 ** round(math.log2(weight)) for shape, weight in weights.items()})
 
 
-def scaling_policy(model: Model) -> ScalingPolicy:
-    """What the operator wants of the model's replica count, defaults filled in."""
+def scaling_policy(model: Model, *, advise: bool = False) -> ScalingPolicy:
+    """What the operator wants of the model's replica count, defaults filled in.
+
+    With `advise` it is advisory whatever the model says. A count set by hand is acted on all the same.
+    """
     scaling = model.spec.scaling
     return ScalingPolicy(
         min_replicas=scaling.min_replicas,
@@ -94,6 +100,26 @@ def scaling_policy(model: Model) -> ScalingPolicy:
         if scaling.objective is None
         else Objective(scaling.objective.latency_milliseconds / 1000, scaling.objective.percentile),
         fixed_replicas=scaling.replicas,
+        schedules=_schedules(model),
+        advisory=(scaling.advisory or advise) and scaling.replicas is None,
+    )
+
+
+def replica_bounds(model: Model, at: datetime) -> tuple[int, int]:
+    """Least and most replicas at a time (with a zone), by the windows that are open then."""
+    scaling = model.spec.scaling
+    if scaling.replicas is not None:
+        return scaling.replicas, scaling.replicas
+    if not scaling.schedules:
+        return scaling.min_replicas, scaling.max_replicas
+    least, most, _ = bounds(_schedules(model), scaling.min_replicas, scaling.max_replicas, at, 0.0)
+    return least, most
+
+
+def _schedules(model: Model) -> tuple[Schedule, ...]:
+    return tuple(
+        Schedule(s.start, s.end, s.min_replicas, s.max_replicas, ZoneInfo(s.time_zone))
+        for s in model.spec.scaling.schedules
     )
 
 
@@ -117,10 +143,14 @@ def model_entry(
     unavailable: str | None,
     host: str = "127.0.0.1",
     canary_percent: int | None = None,
+    max_replicas: int | None = None,
 ) -> ModelEntry:
-    """All that gateway workers need to know of the model: its settings and its usable replicas."""
+    """All that gateway workers need to know of the model: its settings and its usable replicas.
+
+    `max_replicas` is the most that it may have at present, where that is not what its spec says.
+    """
     spec = model.spec
-    fixed = spec.scaling.replicas
+    usual = spec.scaling.max_replicas if spec.scaling.replicas is None else spec.scaling.replicas
     return ModelEntry(
         name=model.name,
         aliases=spec.traffic.aliases,
@@ -144,7 +174,7 @@ def model_entry(
         queue_max_s=spec.traffic.queue.max_seconds,
         retry_attempts=spec.traffic.retry.attempts,
         retry_all_methods=spec.traffic.retry.all_methods,
-        max_replicas=spec.scaling.max_replicas if fixed is None else fixed,
+        max_replicas=usual if max_replicas is None else max_replicas,
         starting=sum(r.phase is Phase.STARTING for r in replicas),
         expected_ready_s=expected_ready_s,
         unavailable=unavailable,

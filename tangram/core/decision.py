@@ -16,8 +16,10 @@ class Decision:
     at: float
     model: str
     recommendation: Recommendation
+    desired: int
+    """The count that is acted on: the recommended one, except in advisory mode."""
     granted: int
-    """Replicas that are there or were started for it: what is wanted less what found no place."""
+    """Replicas that are there or were started for it: what is desired less what found no place."""
     actions: tuple[str, ...] = ()
     """In words, in order."""
     placements: tuple[Placement, ...] = ()
@@ -33,7 +35,7 @@ class Decision:
         return bool(self.actions)
 
 
-def decide(at: float, model: str, recommendation: Recommendation, plan: Plan, live: int) -> Decision:
+def decide(at: float, model: str, recommendation: Recommendation, desired: int, plan: Plan, live: int) -> Decision:
     """The record of one model's turn; `live` is its count of live replicas after the plan."""
     actions = [a for a in plan.actions if _model_of(a) == model]
     refused = [str(r) for r in plan.refusals.get(model, ())]
@@ -44,7 +46,8 @@ def decide(at: float, model: str, recommendation: Recommendation, plan: Plan, li
         at=at,
         model=model,
         recommendation=recommendation,
-        granted=min(live, recommendation.replicas),
+        desired=desired,
+        granted=min(live, desired),
         actions=tuple(map(in_words, actions)),
         placements=tuple(a.replica.placement for a in actions if isinstance(a, Start) and not a.again),
         refused=tuple(counted),

@@ -25,6 +25,7 @@ from tangram.spec.scaling import (
     Scaling,
     ScalingMode,
     ScalingRules,
+    Schedule,
     SelectPolicy,
 )
 from tangram.spec.slices import DeviceSelector, Mechanism, SliceMemory, SliceSpec
@@ -78,6 +79,7 @@ __all__ = [
     "Scaling",
     "ScalingMode",
     "ScalingRules",
+    "Schedule",
     "SelectPolicy",
     "SliceMemory",
     "SliceSpec",

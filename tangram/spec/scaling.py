@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Final, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from autoscaler.schedule import latest, parse
 from tangram.spec.base import Doc, NonNegative, Positive
 
 #: Replicas of one model at most: a slip of the finger must not have the planner place a billion.
 MAX_REPLICAS: Final = 10_000
+#: From where it is looked whether a cron expression has ever fired.
+_ANY_DAY: Final = datetime(2030, 1, 1)  # noqa: DTZ001 (days are the same in every zone)
 
 
 class MetricType(StrEnum):
@@ -81,6 +86,51 @@ class Objective(Doc):
     percentile: Annotated[float, Field(gt=0, lt=100)] = 99.0
 
 
+class Schedule(Doc):
+    """A window of time with bounds of its own, which hold in place of the model's while it is open.
+
+    It opens and closes by cron expressions of five fields: minute, hour, day of month, month, day of week.
+    """
+
+    start: Annotated[str, StringConstraints(max_length=200)]
+    """When it opens, for example `0 8 * * mon-fri`."""
+    end: Annotated[str, StringConstraints(max_length=200)]
+    """When it closes."""
+    time_zone: str = "UTC"
+    """Whose clock the expressions mean, for example Europe/Berlin."""
+    min_replicas: Annotated[int, Field(ge=0, le=MAX_REPLICAS)] | None = None
+    """Of several open windows the greatest holds; a replica more than now is started in time for the window."""
+    max_replicas: Annotated[int, Field(ge=0, le=MAX_REPLICAS)] | None = None
+    """Of several open windows the least holds; 0 switches off a model whose minReplicas is 0."""
+
+    @field_validator("start", "end")
+    @classmethod
+    def _cron(cls, value: str) -> str:
+        if latest(parse(value), _ANY_DAY) is None:
+            raise ValueError(f"cron expression {value!r} names a day that never comes; mend day of month or month")
+        return value
+
+    @field_validator("time_zone")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(f"{value!r} is no time zone known here; write for example Europe/Berlin or UTC") from None
+        return value
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.min_replicas is None and self.max_replicas is None:
+            raise ValueError("neither minReplicas nor maxReplicas is given; give one or both")
+        if self.min_replicas is not None and self.max_replicas is not None and self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"minReplicas {self.min_replicas} is greater than maxReplicas {self.max_replicas}; "
+                "lower minReplicas or raise maxReplicas"
+            )
+        return self
+
+
 class Scaling(Doc):
     min_replicas: Annotated[int, Field(ge=0, le=MAX_REPLICAS)] = 1
     max_replicas: Annotated[int, Field(ge=1, le=MAX_REPLICAS)] = 1
@@ -94,6 +144,9 @@ class Scaling(Doc):
     objective: Objective | None = None
     idle_seconds: NonNegative = 60.0
     """Without a request for this long, a model whose minReplicas is 0 goes to zero."""
+    schedules: tuple[Schedule, ...] = ()
+    advisory: bool = False
+    """Decide and record, but do not act: the count stays what it is."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -40,3 +40,9 @@ def test_without_demand_or_replicas(fakes: Any) -> None:
     assert "no full window was measured yet" in text
     assert "It has no replicas." in text
     assert text.endswith("nothing")
+
+
+def test_advice_is_said_with_what_is_kept(fakes: Any) -> None:
+    text = explain(fakes, previous=2, wanted=5, desired=2, granted=2, refused=())
+    assert "it would be 5 replicas, 2 there at the time; advisory, so 2 are kept" in text
+    assert "room for" not in text

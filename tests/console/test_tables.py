@@ -84,3 +84,12 @@ def test_a_count_set_by_hand_is_marked(fakes: Any) -> None:
     facade = fakes.FakeFacade()
     facade.specs_by_name["digits"] = fakes.parse_documents([fakes.model_document(replicas=3)]).models[0]
     assert "3!" in tables.table(tables.MODELS, facade.models(), fakes.NOW)
+
+
+def test_advice_stands_beside_the_count_that_is_kept(fakes: Any) -> None:
+    facade = fakes.FakeFacade()
+    facade.specs_by_name["digits"] = fakes.parse_documents([fakes.model_document()]).models[0]
+    model = facade.model("digits")
+    kept, same = (model.model_copy(update={"desired": 2, "advised": count}) for count in (5, 2))
+    assert "2 (would be 5)" in tables.table(tables.MODELS, [kept], 0.0)
+    assert "would be" not in tables.table(tables.MODELS, [same], 0.0)

@@ -381,3 +381,71 @@ async def test_what_the_gateway_ejects_is_told_and_shown(world: World) -> None:
     await world.turn()
     told = [e.reason for e in world.store.events("digits", 9) if e.replica == ill]
     assert told[:2] == ["Unready", "Ejected"], "out of the table is not back in service"
+
+
+#: Unix time of 1970-01-05, a Monday.
+MONDAY = 4 * 86_400.0
+
+
+async def test_a_schedule_holds_while_its_window_is_open_and_is_told(world: World) -> None:
+    world.now = MONDAY + 9 * 3600
+    window = {"start": "0 8 * * mon-fri", "end": "0 18 * * mon-fri", "minReplicas": 2, "timeZone": "UTC"}
+    world.declare(schedules=[window], behavior={"scaleDown": {"stabilizationWindowSeconds": 0}})
+    await world.turn()
+    assert len(world.phases()) == 2
+    entry = world.state.models["digits"]
+    assert entry.recommendation is not None
+    assert entry.recommendation.signal == "schedule"
+    assert (
+        present.model_view(world.state, entry, world.now).window == "open from '0 8 * * mon-fri' to '0 18 * * mon-fri'"
+    )
+    world.node.all_ready()
+    world.now = MONDAY + 18 * 3600
+    for second in range(200):
+        report = Report(worker=0, epoch="e", uptime_s=second + 0.5, applied=(0, 0))
+        world.state.demand.report(report, world.now + 0.5)
+        world.gateway.empty = set(world.phases())
+        await world.turn()
+    assert world.phases() == {}
+
+
+async def test_a_window_without_replicas_is_told_to_the_gateway(world: World) -> None:
+    world.now = MONDAY + 3600
+    world.declare(schedules=[{"start": "0 0 * * *", "end": "0 6 * * *", "maxReplicas": 0}])
+    world.state.models["digits"].woken = True
+    await world.turn()
+    assert world.phases() == {}
+    assert world.gateway.table["digits"].max_replicas == 0
+    world.now = MONDAY + 6 * 3600
+    await world.turn()
+    assert world.gateway.table["digits"].max_replicas == 9
+
+
+async def test_advice_is_recorded_and_not_acted_on(world: World) -> None:
+    world.declare(minReplicas=1, advisory=True, targetQPS=1)
+    await world.turn()
+    world.node.all_ready()
+    for second in range(1, 30):
+        model = ModelCounters(name="digits", arrivals=5 * second, completions=5 * second)
+        report = Report(worker=0, epoch="e", uptime_s=float(second), applied=(0, 0), models=(model,))
+        world.state.demand.report(report, world.now)
+        await world.turn()
+    assert world.phases() == {"digits-1": Phase.READY}
+    entry = world.state.models["digits"]
+    view = present.model_view(world.state, entry, world.now)
+    assert (view.desired, view.advised) == (1, 5)
+    newest, *_ = world.store.decisions("digits", 9)
+    assert (newest.wanted, newest.desired, newest.granted, newest.actions) == (5, 1, 1, ())
+    world.declare(minReplicas=1, advisory=True, replicas=3)
+    await world.turn()
+    assert len(world.phases()) == 3, "a count set by hand is no advice"
+
+
+async def test_a_whole_fleet_may_be_advised(world: World) -> None:
+    world.state.advise = True
+    world.declare(minReplicas=0)
+    world.state.models["digits"].woken = True
+    await world.turn()
+    assert world.phases() == {}
+    assert world.state.models["digits"].recommendation is not None
+    assert world.state.models["digits"].recommendation.replicas == 1

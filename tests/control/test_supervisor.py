@@ -99,6 +99,7 @@ def test_parts_carry_what_finds_and_tells_them_apart(tmp_path: Path, paths: Stat
         workers=2,
         log_json=False,
         require_key=False,
+        advise=False,
         tls_cert=None,
         tls_key=None,
     )

@@ -26,7 +26,7 @@ def test_it_holds_the_models_own_actions_in_words() -> None:
             Start(REPLICA, "2 wanted (qps)"),
         )
     )
-    decision = decide(5.0, "m", wanted(2), plan, live=2)
+    decision = decide(5.0, "m", wanted(2), 2, plan, live=2)
     assert decision.actions == (
         "drain m-1: too many",
         "undrain m-3: wanted again",
@@ -37,7 +37,7 @@ def test_it_holds_the_models_own_actions_in_words() -> None:
 
 
 def test_a_restart_places_nothing() -> None:
-    decision = decide(5.0, "m", wanted(1), Plan(actions=(Start(REPLICA, "again", again=True),)), live=1)
+    decision = decide(5.0, "m", wanted(1), 1, Plan(actions=(Start(REPLICA, "again", again=True),)), live=1)
     assert decision.placements == ()
     assert decision.eventful
 
@@ -45,12 +45,17 @@ def test_a_restart_places_nothing() -> None:
 def test_equal_refusals_are_counted_and_waiting_is_kept_apart() -> None:
     refusal = NoFit(REQUEST, (ClassRefusal("virtual", 2, "memory", text="100 MiB wanted, 50 free"),))
     plan = Plan(refusals={"m": (refusal, refusal, refusal)}, waiting={"m": "next attempt in 10 s"})
-    decision = decide(5.0, "m", wanted(4), plan, live=1)
+    decision = decide(5.0, "m", wanted(4), 4, plan, live=1)
     assert decision.refused == (f"3 x {refusal}",)
     assert decision.waiting == "next attempt in 10 s"
     assert (decision.granted, decision.eventful) == (1, False)
-    assert decide(5.0, "other", wanted(4), plan, live=1).refused == ()
+    assert decide(5.0, "other", wanted(4), 4, plan, live=1).refused == ()
 
 
 def test_what_is_granted_is_never_more_than_was_wanted() -> None:
-    assert decide(5.0, "m", wanted(1), Plan(), live=3).granted == 1
+    assert decide(5.0, "m", wanted(1), 1, Plan(), live=3).granted == 1
+
+
+def test_in_advisory_mode_what_is_granted_is_of_the_count_that_is_kept() -> None:
+    decision = decide(5.0, "m", wanted(4), 2, Plan(), live=2)
+    assert (decision.recommendation.replicas, decision.desired, decision.granted) == (4, 2, 2)

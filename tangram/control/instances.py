@@ -1,0 +1,129 @@
+"""The loop's hands: makes what is on record of the replicas' processes true, in tasks of their own.
+
+It acts on the recorded phases alone, so a controller that was killed between record and act does the rest when it is
+back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Callable
+from dataclasses import replace
+
+from tangram.control.state import ControllerState
+from tangram.control.store import Store
+from tangram.core.replica import Observation, Phase, Replica
+from tangram.node.backend import Backend, InstancePhase, InstanceStatus, StartError
+from tangram.node.launch import order
+
+log = logging.getLogger("tangram.loop")
+
+
+class Instances:
+    """Starts and stops processes; `happened` is called when one of these tasks has ended.
+
+    Replicas whose process could not be put on record are added to `unrecorded`.
+    """
+
+    def __init__(
+        self,
+        state: ControllerState,
+        store: Store,
+        backend: Backend,
+        unrecorded: set[str],
+        happened: Callable[[], None],
+    ) -> None:
+        self._state = state
+        self._store = store
+        self._backend = backend
+        self._unrecorded = unrecorded
+        self._happened = happened
+        self._starts: dict[str, asyncio.Task[None]] = {}
+        self._stops: dict[str, asyncio.Task[None]] = {}
+        self._start_errors: dict[str, str] = {}
+
+    def seen(self, replica: Replica) -> Observation | None:
+        """What is to be made of the replica's process; None where nothing is to be concluded yet."""
+        if replica.name in self._starts:
+            return None
+        if (error := self._start_errors.pop(replica.name, None)) is not None:
+            return Observation(alive=False, started=False, message=error)
+        status = self._state.statuses.get(replica.name)
+        if replica.phase is Phase.STARTING and replica.pid is None:
+            return None if status is None or status.phase is InstancePhase.EXITED else _observation(status)
+        if status is None:
+            if replica.phase is Phase.CRASHED:
+                return None
+            return Observation(alive=False, message="its process was not found again")
+        if status.phase is InstancePhase.EXITED and replica.name in self._stops:
+            return None
+        return _observation(status)
+
+    def reconcile(self) -> None:
+        """Make what is on record true."""
+        statuses = self._backend.statuses()
+        for replica in self._state.replicas.values():
+            status = statuses.get(replica.name)
+            alive = status is not None and status.phase is not InstancePhase.EXITED
+            if replica.phase is Phase.STARTING and replica.pid is None and not alive:
+                if replica.name not in self._starts:
+                    self._spawn(self._starts, replica.name, self._start(replica))
+            elif replica.phase is Phase.STOPPING and alive and replica.name not in self._stops:
+                self._spawn(self._stops, replica.name, self._stop(replica))
+
+    async def close(self) -> None:
+        """Wait for starts under way to be recorded, and leave the processes alone."""
+        for task in self._stops.values():
+            task.cancel()
+        await asyncio.gather(*self._starts.values(), *self._stops.values(), return_exceptions=True)
+
+    def _spawn(self, tasks: dict[str, asyncio.Task[None]], name: str, work: object) -> None:
+        task: asyncio.Task[None] = asyncio.create_task(work, name=name)  # type: ignore[arg-type]
+        tasks[name] = task
+
+        def done(_: asyncio.Task[None]) -> None:
+            tasks.pop(name, None)
+            self._happened()
+
+        task.add_done_callback(done)
+
+    async def _start(self, replica: Replica) -> None:
+        entry = self._state.models.get(replica.model)
+        device = next((d for d in self._state.inventory.devices if d.id == replica.placement.device), None)
+        if entry is None or device is None:
+            self._start_errors[replica.name] = "its model or device is gone"
+            return
+        try:
+            model = entry.document(replica.revision)
+            status = await self._backend.start(order(model, replica.name, replica.port, device))
+        except StartError as error:
+            self._start_errors[replica.name] = str(error)
+            return
+        current = self._state.replicas.get(replica.name)
+        if current is not None:
+            known = replace(current, pid=status.pid, start_ticks=status.start_ticks, started_at=status.started_at)
+            self._state.replicas[replica.name] = known
+            try:
+                self._store.put_replicas([known])
+            except sqlite3.Error as error:
+                log.error("the process of %s cannot be recorded: %s", replica.name, error)
+                self._unrecorded.add(replica.name)
+
+    async def _stop(self, replica: Replica) -> None:
+        entry = self._state.models.get(replica.model)
+        grace = entry.model.spec.runtime.termination_grace_period_seconds if entry else 10.0
+        await self._backend.stop(replica.name, grace)
+
+
+def _observation(status: InstanceStatus) -> Observation:
+    return Observation(
+        alive=status.phase is not InstancePhase.EXITED,
+        ready=status.phase is InstancePhase.READY,
+        pid=status.pid,
+        start_ticks=status.start_ticks,
+        started_at=status.started_at,
+        exit_code=status.exit_code,
+        message=status.message,
+    )
