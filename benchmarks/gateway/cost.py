@@ -66,18 +66,26 @@ def cpu_s(pids: Iterable[int]) -> float:
     return sum(time.clock_gettime_ns(cpu_clock(pid)) for pid in pids) / 1e9
 
 
-def pss_bytes(smaps_rollup: str) -> int:
-    """The proportional set size in the text of /proc/PID/smaps_rollup. Raises ValueError where there is none."""
+def smaps_bytes(smaps_rollup: str, name: str) -> int:
+    """One line of the text of /proc/PID/smaps_rollup, in bytes. Raises ValueError where there is none."""
     for line in smaps_rollup.splitlines():
-        name, _, rest = line.partition(":")
-        if name == "Pss":
+        found, _, rest = line.partition(":")
+        if found == name:
             amount, unit = rest.split()
-            if unit != "kB":
-                break
-            return int(amount) * 1024
-    raise ValueError("no line 'Pss: N kB' in smaps_rollup")
+            if unit == "kB":
+                return int(amount) * 1024
+    raise ValueError(f"no line '{name}: N kB' in smaps_rollup")
 
 
 def memory(pids: Iterable[int]) -> int:
     """The proportional set size of these processes, in bytes."""
-    return sum(pss_bytes(Path(f"/proc/{pid}/smaps_rollup").read_text()) for pid in pids)
+    return _sum(pids, "Pss")
+
+
+def own_memory(pids: Iterable[int]) -> int:
+    """The part of it that maps no file, in bytes: what others start or end does not change it. For differences."""
+    return _sum(pids, "Pss_Anon")
+
+
+def _sum(pids: Iterable[int], name: str) -> int:
+    return sum(smaps_bytes(Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii"), name) for pid in pids)

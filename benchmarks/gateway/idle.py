@@ -12,34 +12,38 @@ from benchmarks.gateway.programs import Failed
 from benchmarks.gateway.traffic import INFER
 
 CONNECTIONS: Final = 2000
-_WARM_CONNECTIONS: Final = 16
+_TOGETHER: Final = 50
+_WARM_CONNECTIONS: Final = _TOGETHER
 _TIMEOUT_S: Final = 20.0
 
 
 def measure(proxy: Proxy, load: Generators) -> Mapping[str, float]:
-    """`rest_mb` (10^6 bytes of PSS, before any request), `warm_mb`, and `connection_kib` above the latter."""
+    """`rest_mb` (10^6 bytes of PSS before any request), `warm_mb` (after some), `connection_kib` (beyond that)."""
     rest = proxy.memory()
     load.warm(proxy, INFER, _WARM_CONNECTIONS)
-    warm = proxy.memory()
+    warm, before = proxy.memory(), proxy.own_memory()
     held: list[socket.socket] = []
     try:
-        for _ in range(CONNECTIONS):
-            held.append(socket.create_connection(("127.0.0.1", proxy.port), _TIMEOUT_S))
-            _ask(held[-1], proxy.name)
-        crowded = proxy.memory()
+        for _ in range(CONNECTIONS // _TOGETHER):
+            group = [socket.create_connection(("127.0.0.1", proxy.port), _TIMEOUT_S) for _ in range(_TOGETHER)]
+            held += group
+            for one in group:
+                one.sendall(INFER.raw)
+            for one in group:
+                _read(one, proxy.name)
+        after = proxy.own_memory()
     finally:
         for one in held:
             one.close()
     return {
         "rest_mb": rest / 1e6,
         "warm_mb": warm / 1e6,
-        "connection_kib": (crowded - warm) / CONNECTIONS / 1024,
+        "connection_kib": (after - before) / CONNECTIONS / 1024,
     }
 
 
-def _ask(connection: socket.socket, name: str) -> None:
-    """One request; the answer has a length."""
-    connection.sendall(INFER.raw)
+def _read(connection: socket.socket, name: str) -> None:
+    """One answer, which has a length."""
     got = b""
     while b"\r\n\r\n" not in got:
         got += _more(connection, name)

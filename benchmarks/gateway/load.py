@@ -1,4 +1,4 @@
-"""Load on a proxy, and what it cost: wrk for as many requests as it takes, `paced` for an exact number or a rate."""
+"""Load on a proxy, and what it cost: wrk for whole seconds, `paced` for parts of one, an exact number, or a rate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.gateway.traffic import Request
 
 _SCRIPT: Final = Path(__file__).with_name("wrk.lua")
 _BOUND_S: Final = 60.0
-_WARM_REQUESTS: Final = 300
+_WARM_REQUESTS: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +43,18 @@ class Generators:
         self._paced = programs.compiled(folder, "paced")
         self._files: dict[Request, Path] = {}
 
-    def flood(self, proxy: Proxy, request: Request, *, connections: int, seconds: int) -> Run:
-        """Each connection asks again as soon as it was answered, for so long. Raises programs.Failed."""
-        argv: list[str | Path] = [
-            self._wrk,
-            "-t1",
-            f"-c{connections}",
-            f"-d{seconds}s",
-            "--timeout",
-            "20s",
-            "-s",
-            _SCRIPT,
-        ]
-        return self._run(proxy, [*argv, f"http://127.0.0.1:{proxy.port}/", "--", self._file(request)])
+    def flood(self, proxy: Proxy, request: Request, *, connections: int, seconds: float) -> Run:
+        """Warmed; then each connection asks again as soon as it was answered, for about so long.
+
+        wrk knows whole seconds only; for less than one, `paced` sends as many requests as that should take.
+        Raises programs.Failed.
+        """
+        warm = self.warm(proxy, request, connections)
+        if seconds < 1:
+            requests = max(_WARM_REQUESTS, round(seconds * warm.requests / warm.seconds))
+            return self.count(proxy, request, connections=connections, requests=requests)
+        argv: list[str | Path] = [self._wrk, "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--timeout", "20s"]
+        return self._run(proxy, [*argv, "-s", _SCRIPT, f"http://127.0.0.1:{proxy.port}/", "--", self._file(request)])
 
     def count(self, proxy: Proxy, request: Request, *, connections: int, requests: int) -> Run:
         """As many requests as that and no more; all are answered when it returns. Raises programs.Failed."""
@@ -73,9 +72,9 @@ class Generators:
         ]
         return self._run(proxy, [*argv, str(rate)])
 
-    def warm(self, proxy: Proxy, request: Request, connections: int) -> None:
+    def warm(self, proxy: Proxy, request: Request, connections: int) -> Run:
         """What a proxy does only at first is behind it."""
-        self.count(proxy, request, connections=connections, requests=max(_WARM_REQUESTS, connections))
+        return self.count(proxy, request, connections=connections, requests=max(_WARM_REQUESTS, connections))
 
     def _file(self, request: Request) -> Path:
         if request not in self._files:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.gateway import programs
-from benchmarks.gateway.cost import cpu_s, family, memory
+from benchmarks.gateway.cost import cpu_s, family, memory, own_memory
 from benchmarks.local import free_ports
 
 _CONFIGURATIONS: Final = Path(__file__).with_name("peers")
@@ -31,6 +31,10 @@ class Proxy:
     def memory(self) -> int:
         """The proportional set size of all its processes, in bytes."""
         return memory(self.pids)
+
+    def own_memory(self) -> int:
+        """The part of it that maps no file."""
+        return own_memory(self.pids)
 
 
 @dataclass(frozen=True, slots=True)

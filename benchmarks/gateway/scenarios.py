@@ -1,7 +1,7 @@
 """What is measured, scenario by scenario, in interleaved rounds: A, B, C, A, B, C, ...
 
-Before each run the same proxy is warmed. Everything that does not move is started once for all scenarios; memory is
-measured on a proxy that was started for it.
+Before each run the same proxy is warmed. Proxies are started once for all scenarios; only memory is measured on one
+that was started for it, and before the others: what several processes map is divided among them in PSS.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from benchmarks.gateway import idle, ours, peers, programs, soak
 from benchmarks.gateway.cost import Cores
 from benchmarks.gateway.load import Generators, Run
 from benchmarks.gateway.peers import NGINX, Place, Proxy
-from benchmarks.gateway.traffic import CHAT, CHUNKS, INFER, STREAM, TENSOR, Request
+from benchmarks.gateway.traffic import BURST, CHAT, CHUNKS, INFER, STREAM, TENSOR, Request
 from benchmarks.gateway.verdicts import Outcome
 from benchmarks.local import free_ports
 
 CONCURRENCY: Final = 64
-#: Streams at once, and the microseconds between two chunks of one: together 6,400 chunks a second, so that even the
-#: naive proxy keeps up and none saves by taking several chunks at once.
+#: Of `sse`: streams at once, and microseconds between two chunks of one. Together 6,400 chunks a second, so that even
+#: the naive proxy keeps up and none saves by taking several at once.
 STREAMS: Final = 32
 CHUNK_GAP_US: Final = 5000
 RATE: Final = 500
@@ -38,10 +38,10 @@ class Plan:
     """How much is measured."""
 
     rounds: int
-    seconds: int
+    seconds: float
     """Of a run."""
     narrow: bool
-    """Whether only `post` has all peers, and the rest those of its bars."""
+    """Whether only `post` has all peers, and the rest those that its bars are about."""
 
 
 class Bench:
@@ -80,16 +80,20 @@ class Bench:
         """Where a proxy is started."""
         return Place(self._folder / name.replace(" ", "-"), cores or self._cores.proxy, self.upstream, self._envoy)
 
+    def names(self, wanted: Sequence[str] | None = None) -> list[str]:
+        """The peers to be measured (of `wanted`, where told), and ours."""
+        return [*(n for n in self._names if wanted is None or n in wanted), ours.OURS]
+
     def proxies(self, wanted: Sequence[str] | None = None) -> dict[str, Proxy]:
-        """The peers that are there (of `wanted`, where told) and ours, started where they do not run yet."""
-        names = [n for n in self._names if wanted is None or n in wanted]
-        for name in (*names, ours.OURS):
+        """Those of `names` that are there, started where they do not run yet."""
+        names = self.names(wanted)
+        for name in names:
             if name not in self._running and name not in self.missing:
                 try:
                     self._running[name] = self._stack.enter_context(self.start(name))
                 except programs.Missing as error:
                     self.missing[name] = str(error)
-        return {name: self._running[name] for name in (*names, ours.OURS) if name in self._running}
+        return {name: self._running[name] for name in names if name in self._running}
 
     def two_workers(self) -> Proxy:
         """Ours once more, with two workers."""
@@ -128,7 +132,6 @@ def interleaved(rounds: int, measures: Mapping[str, Callable[[], Run]]) -> Outco
 
 def _flood(bench: Bench, proxy: Proxy, request: Request) -> Callable[[], Run]:
     def measure() -> Run:
-        bench.load.warm(proxy, request, CONCURRENCY)
         return bench.load.flood(proxy, request, connections=CONCURRENCY, seconds=bench.plan.seconds)
 
     return measure
@@ -138,13 +141,16 @@ def _post(bench: Bench) -> Outcome:
     return interleaved(bench.plan.rounds, {n: _flood(bench, p, INFER) for n, p in bench.proxies().items()})
 
 
-def _tensor(bench: Bench) -> Outcome:
-    measured = bench.proxies(bench.narrow(NGINX))
-    return interleaved(bench.plan.rounds, {n: _flood(bench, p, TENSOR) for n, p in measured.items()})
+def _beside_nginx(request: Request) -> Callable[[Bench], Outcome]:
+    def measure(bench: Bench) -> Outcome:
+        measured = bench.proxies(bench.narrow(NGINX))
+        return interleaved(bench.plan.rounds, {n: _flood(bench, p, request) for n, p in measured.items()})
+
+    return measure
 
 
 def _chat(bench: Bench) -> Outcome:
-    proxies = bench.proxies((NGINX,))
+    proxies = bench.proxies(bench.narrow())
     measures = {name: _flood(bench, proxy, CHAT) for name, proxy in proxies.items()}
     measures[OURS_INFER] = _flood(bench, proxies[ours.OURS], INFER)
     return interleaved(bench.plan.rounds, measures)
@@ -156,16 +162,17 @@ def _workers(bench: Bench) -> Outcome:
 
 
 def _sse(bench: Bench) -> Outcome:
+    requests = STREAMS * max(1, round(bench.plan.seconds))
+
     def counted(proxy: Proxy) -> Callable[[], Run]:
         def measure() -> Run:
             bench.load.warm(proxy, INFER, STREAMS)
-            return bench.load.count(proxy, STREAM, connections=STREAMS, requests=STREAMS * bench.plan.seconds)
+            return bench.load.count(proxy, STREAM, connections=STREAMS, requests=requests)
 
         return measure
 
     outcome = interleaved(bench.plan.rounds, {n: counted(p) for n, p in bench.proxies(bench.narrow(NGINX)).items()})
     for figures in outcome.figures.values():
-        assert isinstance(figures, dict)
         figures["cpu_us_per_chunk"] = [cost / CHUNKS for cost in figures["cpu_us"]]
     return outcome
 
@@ -174,7 +181,7 @@ def _rate(bench: Bench) -> Outcome:
     outcome = Outcome()
     proxies = {DIRECT: bench.direct, **bench.proxies(bench.narrow(NGINX))}
     runs: dict[str, list[Run]] = {name: [] for name in proxies}
-    requests = RATE * bench.plan.seconds
+    requests = round(RATE * bench.plan.seconds)
     for _ in range(bench.plan.rounds):
         for name, proxy in proxies.items():
             bench.load.warm(proxy, INFER, RATE_CONNECTIONS)
@@ -194,9 +201,12 @@ def _rate(bench: Bench) -> Outcome:
 
 def _idle(bench: Bench) -> Outcome:
     outcome = Outcome()
-    for name in bench.proxies(bench.narrow(NGINX)):
-        with bench.start(name, "-idle") as proxy:
-            outcome.figures[name] = {k: [v] for k, v in idle.measure(proxy, bench.load).items()}
+    for name in bench.names(bench.narrow()):
+        try:
+            with bench.start(name, "-idle") as proxy:
+                outcome.figures[name] = {k: [v] for k, v in idle.measure(proxy, bench.load).items()}
+        except programs.Missing as error:
+            bench.missing[name] = str(error)
     return outcome
 
 
@@ -207,16 +217,17 @@ def _soak(bench: Bench) -> Outcome:
 
 
 SCENARIOS: Final[Mapping[str, Callable[[Bench], Outcome]]] = {
+    "idle": _idle,
     "post": _post,
-    "tensor": _tensor,
+    "tensor": _beside_nginx(TENSOR),
     "sse": _sse,
+    "burst": _beside_nginx(BURST),
     "chat": _chat,
     "workers": _workers,
     "rate": _rate,
-    "idle": _idle,
     "soak": _soak,
 }
 #: The soak takes minutes and is run when asked for.
 DEFAULT: Final = tuple(name for name in SCENARIOS if name != "soak")
-QUICK: Final = Plan(rounds=2, seconds=1, narrow=True)
-FULL: Final = Plan(rounds=5, seconds=3, narrow=False)
+QUICK: Final = Plan(rounds=3, seconds=0.4, narrow=True)
+FULL: Final = Plan(rounds=7, seconds=2, narrow=False)

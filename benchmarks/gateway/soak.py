@@ -25,7 +25,7 @@ _SETTLE_S: Final = 20.0
 
 
 def measure(proxy: Proxy, load: Generators) -> tuple[Mapping[str, float], int]:
-    """(`growth_mb`, `first_mb`, `last_mb` in 10^6 bytes of PSS; requests that failed)."""
+    """(`growth_mb`, `first_mb`, `last_mb`: 10^6 bytes of PSS that maps no file; how many requests failed)."""
     failed = 0
     for _ in range(FIRST // _PART):
         failed += _part(proxy, load)
@@ -60,11 +60,11 @@ def _leave(proxy: Proxy, numbers: range) -> None:
 
 
 def _settled(proxy: Proxy) -> int:
-    """PSS once it stays the same for two looks in a row, or after a bound."""
+    """It, once it stays the same for two looks in a row, or after a bound."""
     seen: list[int] = []
 
     def same() -> bool:
-        seen.append(proxy.memory())
+        seen.append(proxy.own_memory())
         return len(seen) > 2 and seen[-1] == seen[-2] == seen[-3]
 
     wait_until(same, _SETTLE_S, 1.0)

@@ -75,4 +75,5 @@ def _tensor() -> Request:
 INFER: Final = _infer()
 CHAT: Final = _chat("/v1/chat/completions", stream=False)
 STREAM: Final = _chat("/v2/models/bench/generate_stream", stream=True)
+BURST: Final = _chat("/v2/models/bench/generate_stream?burst", stream=True)
 TENSOR: Final = _tensor()

@@ -3,9 +3,9 @@
  *     upstream CHUNK_GAP_US PORT...
  *
  * One thread, epoll. By what the target contains: "generate_stream" gets a stream of CHUNKS server-sent events, each
- * written by itself when its time has come; "/image/" gets a binary tensor; all else a JSON answer. Nothing is answered
- * before the body has been read to its end. A request that it cannot read ends its connection with a 400, which load
- * generators count. It says "ready" once it listens and ends with its standard input.
+ * written by itself when its time has come, or, with "?burst", all at once; "/image/" gets a binary tensor; all else
+ * a JSON answer. Nothing is answered before the body has been read to its end. A request that it cannot read ends its
+ * connection with a 400, which load generators count. It says "ready" once it listens and ends with its standard input.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -35,13 +35,13 @@ typedef struct {
     int streaming_at;     /* index in `streaming` */
 } Connection;
 
-enum { ANSWER_JSON, ANSWER_TENSOR, ANSWER_STREAM };
+enum { ANSWER_JSON, ANSWER_TENSOR, ANSWER_BURST, ANSWER_STREAM };
 
 static Connection *connections[MOST];
 static int streaming[MOST], streams;
 static char scratch[SCRATCH];
-static char json_answer[JSON + 256], tensor_answer[TENSOR + 512], stream_head[256], event[512];
-static size_t json_size, tensor_size, stream_head_size, event_size;
+static char json_answer[JSON + 256], tensor_answer[TENSOR + 512], stream_head[256], event[512], burst[CHUNKS * 512];
+static size_t json_size, tensor_size, stream_head_size, event_size, burst_size;
 static uint64_t gap_ns;
 static int poller;
 
@@ -73,6 +73,11 @@ static void make_answers(void) {
                  "\"created\":1700000000,\"model\":\"bench\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" token\"},"
                  "\"finish_reason\":null}]}\n\n");
     event_size = (size_t)snprintf(event, sizeof event, "%x\r\n%s\r\n", (unsigned)n, text);
+    memcpy(burst, stream_head, stream_head_size);
+    burst_size = stream_head_size;
+    for (int i = 0; i < CHUNKS; i++, burst_size += event_size) memcpy(burst + burst_size, event, event_size);
+    memcpy(burst + burst_size, "0\r\n\r\n", 5);
+    burst_size += 5;
 }
 
 static void end(int fd) {
@@ -97,6 +102,7 @@ static int answer(int fd) {
     Connection *c = connections[fd];
     if (c->answer == ANSWER_JSON) return put(fd, json_answer, json_size);
     if (c->answer == ANSWER_TENSOR) return put(fd, tensor_answer, tensor_size);
+    if (c->answer == ANSWER_BURST) return put(fd, burst, burst_size);
     if (!put(fd, stream_head, stream_head_size)) return 0;
     c->chunks_left = CHUNKS;
     c->due_ns = now_ns() + gap_ns;
@@ -122,7 +128,8 @@ static int take_head(int fd, char *head, size_t size) {
     if (!line_end || strcasestr(head, "\r\ntransfer-encoding:")) return refuse(fd);
     c->body_left = length ? strtoul(length + 17, NULL, 10) : 0;
     size_t line = (size_t)(line_end - head);
-    if (memmem(head, line, "generate_stream", 15)) c->answer = ANSWER_STREAM;
+    if (memmem(head, line, "generate_stream?burst", 21)) c->answer = ANSWER_BURST;
+    else if (memmem(head, line, "generate_stream", 15)) c->answer = ANSWER_STREAM;
     else if (memmem(head, line, "/image/", 7)) c->answer = ANSWER_TENSOR;
     else c->answer = ANSWER_JSON;
     head[size - 1] = last;

@@ -16,8 +16,8 @@ from benchmarks.bars import Bar, at_least, at_most
 
 NAIVE_OVER_NGINX: Final = 11.0
 VALIDITY: Final = "naive_cpu_over_nginx"
-#: Metric of a scenario -> value of each round.
-Rounds = Mapping[str, Sequence[float]]
+#: Metric -> value of each round.
+Rounds = dict[str, list[float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,7 @@ CLAIMS: Final[Mapping[str, Claim]] = {
     "post_naive_cpu_over_ours": Claim("post", "cpu_us", "naive-aiohttp", "ours", 6.0, least=True),
     "tensor_cpu_over_nginx": Claim("tensor", "cpu_us", "ours", "nginx", 1 / 0.8),
     "sse_cpu_over_nginx": Claim("sse", "cpu_us", "ours", "nginx", 1.1),
+    "burst_cpu_over_nginx": Claim("burst", "cpu_us", "ours", "nginx", 1.1),
     "chat_cpu_over_infer": Claim("chat", "cpu_us", "ours", "ours infer", 1.3),
     "added_p50_over_nginx": Claim("rate", "added_p50_us", "ours", "nginx", 1.2),
     "rest_pss_mb": Claim("idle", "rest_mb", "ours", "", 60.0),
