@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import resource
 import sys
@@ -18,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bars import verdict_lines
-from benchmarks.gateway import peers, programs, verdicts
+from benchmarks.gateway import peers, programs, scenarios, verdicts
 from benchmarks.gateway.cost import divide, pinned
-from benchmarks.gateway.scenarios import DEFAULT, FULL, QUICK, SCENARIOS, Bench
+from benchmarks.gateway.scenarios import DEFAULT, DEFAULT_QUICK, FULL, QUICK, SCENARIOS, Bench
 from benchmarks.gateway.verdicts import Outcome, Spread
 
 
@@ -30,7 +31,8 @@ def main() -> int:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     plan = QUICK if options.quick else FULL
-    plan = replace(plan, rounds=options.rounds or plan.rounds)
+    if options.rounds is not None:
+        plan = replace(plan, rounds=options.rounds, total_s=math.inf)
     cores = divide(os.sched_getaffinity(0))
     outcomes: dict[str, Outcome] = {}
     try:
@@ -39,8 +41,8 @@ def main() -> int:
             pinned(cores.load),
             Bench(Path(temporary), cores, plan, options.peer or peers.PEERS, options.envoy) as bench,
         ):
-            for name in options.scenario or DEFAULT:
-                outcomes[name] = SCENARIOS[name](bench)
+            chosen = options.scenario or (DEFAULT_QUICK if options.quick else DEFAULT)
+            for name, outcomes[name] in scenarios.run(bench, chosen):
                 print(*_table(name, outcomes[name]), sep="\n", file=out, flush=True)
             missing = bench.missing
     except (programs.Missing, programs.Failed) as error:
@@ -55,7 +57,6 @@ def main() -> int:
         print(f"VOID: naive aiohttp cost less than {verdicts.NAIVE_OVER_NGINX:g} times nginx; no bar is met", file=out)
     result = {
         "benchmark": "gateway",
-        "rounds": plan.rounds,
         "cores": {name: sorted(of) for name, of in asdict(cores).items()},
         "void": void,
         "missing": missing,
@@ -105,7 +106,8 @@ def _figures(outcome: Outcome) -> dict[str, Any]:
         for who, metrics in _spreads(outcome).items()
     }
     over = {who: asdict(spread) for who, spread in _over_nginx(outcome).items()}
-    return {"figures": figures, "cpu_over_nginx": over, "failed": outcome.failed}
+    rounds = max((len(v) for of in outcome.figures.values() for v in of.values()), default=0)
+    return {"rounds": rounds, "figures": figures, "cpu_over_nginx": over, "failed": outcome.failed}
 
 
 def _table(name: str, outcome: Outcome) -> list[str]:

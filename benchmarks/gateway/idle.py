@@ -13,14 +13,14 @@ from benchmarks.gateway.traffic import INFER
 
 CONNECTIONS: Final = 2000
 _TOGETHER: Final = 50
-_WARM_CONNECTIONS: Final = _TOGETHER
+_WARM_REQUESTS: Final = 200
 _TIMEOUT_S: Final = 20.0
 
 
 def measure(proxy: Proxy, load: Generators) -> Mapping[str, float]:
     """`rest_mb` (10^6 bytes of PSS before any request), `warm_mb` (after some), `connection_kib` (beyond that)."""
     rest = proxy.memory()
-    load.warm(proxy, INFER, _WARM_CONNECTIONS)
+    load.count(proxy, INFER, connections=_TOGETHER, requests=_WARM_REQUESTS)
     warm, before = proxy.memory(), proxy.own_memory()
     held: list[socket.socket] = []
     try:

@@ -1,11 +1,13 @@
 """What is measured, scenario by scenario, in interleaved rounds: A, B, C, A, B, C, ...
 
-Before each run the same proxy is warmed. Proxies are started once for all scenarios; only memory is measured on one
+Proxies are started once for all scenarios; only memory is measured on one
 that was started for it, and before the others: what several processes map is divided among them in PSS.
 """
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from typing import Final
 
 from benchmarks.gateway import idle, ours, peers, programs, soak
 from benchmarks.gateway.cost import Cores
-from benchmarks.gateway.load import Generators, Run
+from benchmarks.gateway.load import Counts, Generators, Run, Unit
 from benchmarks.gateway.peers import NGINX, Place, Proxy
 from benchmarks.gateway.traffic import BURST, CHAT, CHUNKS, INFER, STREAM, TENSOR, Request
 from benchmarks.gateway.verdicts import Outcome
@@ -27,8 +29,10 @@ STREAMS: Final = 16
 CHUNK_GAP_US: Final = 2500
 RATE: Final = 500
 RATE_CONNECTIONS: Final = 16
+RATE_WARM: Final = 100
 REPLICAS: Final = 2
 TWO: Final = "ours two workers"
+_LEAST_ROUNDS: Final = 2
 OURS_INFER: Final = "ours infer"
 DIRECT: Final = "direct"
 
@@ -40,6 +44,8 @@ class Plan:
     rounds: int
     seconds: float
     """Of a run."""
+    total_s: float
+    """When it is to be over; rounds are left out where the machine is too slow for it."""
     narrow: bool
     """Whether only `post` has all peers, and the rest those that its bars are about."""
 
@@ -52,18 +58,22 @@ class Bench:
         self.plan = plan
         self.missing: dict[str, str] = {}
         """Why a peer was left out."""
+        self.until = math.inf
+        """When the rounds of this scenario should be over (monotonic)."""
         self._folder = folder
         self._cores = cores
         self._names = names
         self._envoy = envoy
         self._stack = ExitStack()
         self._running: dict[str, Proxy] = {}
-        self.load = Generators(folder, cores.load)
+        self._counts = Counts(folder / "counts")
+        self.load = Generators(folder, cores.load, self._counts)
         self._upstream_program = programs.compiled(folder, "upstream")
         self.upstream = free_ports(REPLICAS)
 
     def __enter__(self) -> Bench:
-        argv: list[str | Path] = [self._upstream_program, str(CHUNK_GAP_US), *map(str, self.upstream)]
+        argv: list[str | Path] = [self._upstream_program, self._counts.path, str(CHUNK_GAP_US)]
+        argv += map(str, self.upstream)
         log = self._folder / "upstream.log"
         self._stack.enter_context(programs.serving(argv, self.upstream[-1], log, self._cores.load))
         return self
@@ -114,20 +124,30 @@ class Bench:
         return wanted if self.plan.narrow else None
 
 
-def interleaved(rounds: int, measures: Mapping[str, Callable[[], Run]]) -> Outcome:
-    """Every one once a round, round after round."""
-    outcome = Outcome()
+def interleaved(bench: Bench, measures: Mapping[str, Callable[[], Run]]) -> dict[str, list[Run]]:
+    """Every one once a round, round after round, and at least two rounds if time is short."""
     runs: dict[str, list[Run]] = {name: [] for name in measures}
-    for _ in range(rounds):
+    for number in range(bench.plan.rounds):
+        if number >= _LEAST_ROUNDS and time.monotonic() > bench.until:
+            break
         for name, measure in measures.items():
             runs[name].append(measure())
-    for name, all_of in runs.items():
-        outcome.failed += sum(run.failed for run in all_of)
-        outcome.figures[name] = {
-            "cpu_us": [run.cpu_us for run in all_of],
-            "requests_per_s": [run.requests / run.seconds for run in all_of],
+    return runs
+
+
+def _costs(runs: Mapping[str, Sequence[Run]]) -> Outcome:
+    figures = {
+        name: {
+            "cpu_us": [run.cpu_us for run in rounds],
+            "requests_per_s": [run.done / run.seconds for run in rounds],
         }
-    return outcome
+        for name, rounds in runs.items()
+    }
+    return Outcome(figures, _failed(runs))
+
+
+def _failed(runs: Mapping[str, Sequence[Run]]) -> int:
+    return sum(run.failed for rounds in runs.values() for run in rounds)
 
 
 def _flood(bench: Bench, proxy: Proxy, request: Request) -> Callable[[], Run]:
@@ -138,13 +158,13 @@ def _flood(bench: Bench, proxy: Proxy, request: Request) -> Callable[[], Run]:
 
 
 def _post(bench: Bench) -> Outcome:
-    return interleaved(bench.plan.rounds, {n: _flood(bench, p, INFER) for n, p in bench.proxies().items()})
+    return _costs(interleaved(bench, {n: _flood(bench, p, INFER) for n, p in bench.proxies().items()}))
 
 
 def _beside_nginx(request: Request) -> Callable[[Bench], Outcome]:
     def measure(bench: Bench) -> Outcome:
         measured = bench.proxies(bench.narrow(NGINX))
-        return interleaved(bench.plan.rounds, {n: _flood(bench, p, request) for n, p in measured.items()})
+        return _costs(interleaved(bench, {n: _flood(bench, p, request) for n, p in measured.items()}))
 
     return measure
 
@@ -153,51 +173,55 @@ def _chat(bench: Bench) -> Outcome:
     proxies = bench.proxies(bench.narrow())
     measures = {name: _flood(bench, proxy, CHAT) for name, proxy in proxies.items()}
     measures[OURS_INFER] = _flood(bench, proxies[ours.OURS], INFER)
-    return interleaved(bench.plan.rounds, measures)
+    return _costs(interleaved(bench, measures))
 
 
 def _workers(bench: Bench) -> Outcome:
     proxies = {**bench.proxies(()), TWO: bench.two_workers()}
-    return interleaved(bench.plan.rounds, {n: _flood(bench, p, INFER) for n, p in proxies.items()})
+    return _costs(interleaved(bench, {n: _flood(bench, p, INFER) for n, p in proxies.items()}))
 
 
 def _sse(bench: Bench) -> Outcome:
-    seconds_each = CHUNKS * CHUNK_GAP_US / 1e6
-    requests = STREAMS * max(1, round(bench.plan.seconds / seconds_each))
+    # Windows of whole streams: as many begin in one as end.
+    stream_s = CHUNKS * CHUNK_GAP_US / 1e6
+    seconds = stream_s * max(1, round(bench.plan.seconds / stream_s))
 
-    def counted(proxy: Proxy) -> Callable[[], Run]:
-        def measure() -> Run:
-            bench.load.warm(proxy, INFER, STREAMS)
-            return bench.load.count(proxy, STREAM, connections=STREAMS, requests=requests)
+    def events(proxy: Proxy) -> Callable[[], Run]:
+        return lambda: bench.load.flood(proxy, STREAM, connections=STREAMS, seconds=seconds, unit=Unit.EVENTS)
 
-        return measure
-
-    outcome = interleaved(bench.plan.rounds, {n: counted(p) for n, p in bench.proxies(bench.narrow(NGINX)).items()})
-    for figures in outcome.figures.values():
-        figures["cpu_us_per_chunk"] = [cost / CHUNKS for cost in figures["cpu_us"]]
-    return outcome
+    runs = interleaved(bench, {n: events(p) for n, p in bench.proxies(bench.narrow(NGINX)).items()})
+    figures = {
+        name: {
+            "cpu_us": [CHUNKS * run.cpu_us for run in rounds],
+            "cpu_us_per_event": [run.cpu_us for run in rounds],
+            "events_per_s": [run.done / run.seconds for run in rounds],
+        }
+        for name, rounds in runs.items()
+    }
+    return Outcome(figures, _failed(runs))
 
 
 def _rate(bench: Bench) -> Outcome:
-    outcome = Outcome()
-    proxies = {DIRECT: bench.direct, **bench.proxies(bench.narrow(NGINX))}
-    runs: dict[str, list[Run]] = {name: [] for name in proxies}
     requests = round(RATE * bench.plan.seconds)
-    for _ in range(bench.plan.rounds):
-        for name, proxy in proxies.items():
-            bench.load.warm(proxy, INFER, RATE_CONNECTIONS)
-            run = bench.load.pace(proxy, INFER, connections=RATE_CONNECTIONS, requests=requests, rate=RATE)
-            outcome.failed += run.failed
-            runs[name].append(run)
-    for name in proxies:
-        rounds = list(zip(runs[name], runs[DIRECT], strict=True))
-        figures = {"p50_us": [run.p50_us for run, _ in rounds], "p99_us": [run.p99_us for run, _ in rounds]}
+
+    def paced(proxy: Proxy) -> Callable[[], Run]:
+        def measure() -> Run:
+            bench.load.count(proxy, INFER, connections=RATE_CONNECTIONS, requests=RATE_WARM)
+            return bench.load.pace(proxy, INFER, connections=RATE_CONNECTIONS, requests=requests, rate=RATE)
+
+        return measure
+
+    proxies = {DIRECT: bench.direct, **bench.proxies(bench.narrow(NGINX))}
+    runs = interleaved(bench, {name: paced(proxy) for name, proxy in proxies.items()})
+    figures = {}
+    for name, rounds in runs.items():
+        figures[name] = {"p50_us": [run.p50_us for run in rounds], "p99_us": [run.p99_us for run in rounds]}
         if name != DIRECT:
-            figures["added_p50_us"] = [run.p50_us - base.p50_us for run, base in rounds]
-            figures["added_p99_us"] = [run.p99_us - base.p99_us for run, base in rounds]
-            figures["cpu_us"] = [run.cpu_us for run, _ in rounds]
-        outcome.figures[name] = figures
-    return outcome
+            pairs = list(zip(rounds, runs[DIRECT], strict=True))
+            figures[name]["added_p50_us"] = [run.p50_us - base.p50_us for run, base in pairs]
+            figures[name]["added_p99_us"] = [run.p99_us - base.p99_us for run, base in pairs]
+            figures[name]["cpu_us"] = [run.cpu_us for run in rounds]
+    return Outcome(figures, _failed(runs))
 
 
 def _idle(bench: Bench) -> Outcome:
@@ -214,7 +238,7 @@ def _idle(bench: Bench) -> Outcome:
 def _soak(bench: Bench) -> Outcome:
     with bench.start(ours.OURS, "-soak") as proxy:
         figures, failed = soak.measure(proxy, bench.load)
-    return Outcome({ours.OURS: {k: [v] for k, v in figures.items()}}, failed)
+    return Outcome({ours.OURS: {name: [value] for name, value in figures.items()}}, failed)
 
 
 SCENARIOS: Final[Mapping[str, Callable[[Bench], Outcome]]] = {
@@ -230,6 +254,16 @@ SCENARIOS: Final[Mapping[str, Callable[[Bench], Outcome]]] = {
 }
 #: The soak takes minutes and is run when asked for.
 DEFAULT: Final = tuple(name for name in SCENARIOS if name != "soak")
+DEFAULT_QUICK: Final = tuple(name for name in DEFAULT if name != "burst")
 #: Many short rounds: what else a machine does changes from one second to the next.
-QUICK: Final = Plan(rounds=5, seconds=0.25, narrow=True)
-FULL: Final = Plan(rounds=15, seconds=1, narrow=False)
+QUICK: Final = Plan(rounds=5, seconds=0.2, total_s=42, narrow=True)
+FULL: Final = Plan(rounds=15, seconds=1, total_s=math.inf, narrow=False)
+
+
+def run(bench: Bench, names: Sequence[str]) -> Iterator[tuple[str, Outcome]]:
+    """One scenario after the other; each has an equal share of the time that is left."""
+    end = time.monotonic() + bench.plan.total_s
+    for index, name in enumerate(names):
+        now = time.monotonic()
+        bench.until = now + (end - now) / (len(names) - index)
+        yield name, SCENARIOS[name](bench)

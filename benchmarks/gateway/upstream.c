@@ -1,11 +1,14 @@
 /* What stands behind every proxy of the benchmark: fixed answers, whole uploads read, connections kept.
  *
- *     upstream CHUNK_GAP_US PORT...
+ *     upstream COUNTS_FILE CHUNK_GAP_US PORT...
  *
  * One thread, epoll. By what the target contains: "generate_stream" gets a stream of CHUNKS server-sent events, each
  * written by itself when its time has come, or, with "?burst", all at once; "/image/" gets a binary tensor; all else
  * a JSON answer. Nothing is answered before the body has been read to its end. A request that it cannot read ends its
  * connection with a 400, which load generators count. It says "ready" once it listens and ends with its standard input.
+ *
+ * COUNTS_FILE has 16 bytes, which are mapped: how many answers were begun, and how many events of paced streams sent. Who
+ * measures reads them at the ends of a window, so that what comes before and after need not be measured too.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -13,11 +16,13 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <signal.h>
+#include <fcntl.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -42,7 +47,8 @@ static int streaming[MOST], streams;
 static char scratch[SCRATCH];
 static char json_answer[JSON + 256], tensor_answer[TENSOR + 512], stream_head[256], event[512], burst[CHUNKS * 512];
 static size_t json_size, tensor_size, stream_head_size, event_size, burst_size;
-static uint64_t gap_ns;
+static uint64_t gap_ns, stagger;
+static volatile uint64_t *counts; /* answers, events */
 static int poller;
 
 static uint64_t now_ns(void) {
@@ -100,12 +106,14 @@ static int put(int fd, const char *data, size_t size) {
 
 static int answer(int fd) {
     Connection *c = connections[fd];
+    counts[0]++;
     if (c->answer == ANSWER_JSON) return put(fd, json_answer, json_size);
     if (c->answer == ANSWER_TENSOR) return put(fd, tensor_answer, tensor_size);
     if (c->answer == ANSWER_BURST) return put(fd, burst, burst_size);
     if (!put(fd, stream_head, stream_head_size)) return 0;
     c->chunks_left = CHUNKS;
-    c->due_ns = now_ns() + gap_ns;
+    /* Streams that begin together do not go in step. */
+    c->due_ns = now_ns() + gap_ns * (stagger++ * 5 % 16) / 16;
     c->streaming_at = streams;
     streaming[streams++] = fd;
     return 1;
@@ -190,6 +198,7 @@ static int stream_on(void) {
         Connection *c = connections[fd];
         if (c->due_ns <= now) {
             c->due_ns += gap_ns;
+            counts[1]++;
             if (c->chunks_left > 1) {
                 if (!put(fd, event, event_size)) continue;
                 c->chunks_left--;
@@ -231,15 +240,22 @@ static void take_in(int listener) {
 
 int main(int argc, char **argv) {
     static char listening[MOST];
-    if (argc < 3) {
-        fprintf(stderr, "usage: upstream CHUNK_GAP_US PORT...\n");
+    if (argc < 4) {
+        fprintf(stderr, "usage: upstream COUNTS_FILE CHUNK_GAP_US PORT...\n");
         return 2;
     }
-    gap_ns = strtoull(argv[1], NULL, 10) * 1000u;
+    int file = open(argv[1], O_RDWR | O_CLOEXEC);
+    counts = mmap(NULL, 16, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    if (file < 0 || counts == MAP_FAILED) {
+        perror(argv[1]);
+        return 1;
+    }
+    close(file);
+    gap_ns = strtoull(argv[2], NULL, 10) * 1000u;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     make_answers();
     poller = epoll_create1(EPOLL_CLOEXEC);
-    for (int i = 2; i < argc; i++) {
+    for (int i = 3; i < argc; i++) {
         struct sockaddr_in here = {.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(argv[i]))};
         here.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
         int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), one = 1;

@@ -154,7 +154,7 @@ def test_it_measures_what_is_installed_and_says_what_is_not(tool) -> None:
     measured = told["scenarios"]["post"]["figures"]
     assert measured["ours"]["cpu_us"]["median"] > 1
     assert measured["ours"]["requests_per_s"]["median"] > 10
-    assert told["scenarios"]["sse"]["figures"]["ours"]["cpu_us_per_chunk"]["median"] > 0.1
+    assert told["scenarios"]["sse"]["figures"]["ours"]["cpu_us_per_event"]["median"] > 0.1
     assert told["scenarios"]["rate"]["figures"]["direct"]["p50_us"]["median"] > 1
     assert 5 < told["bars"]["rest_pss_mb"]["value"] < 500
 
