@@ -39,8 +39,9 @@ format: $(VENV)/stamps/dev  ## Lay out the code and mend what can be mended
 load: $(VENV)/stamps/base .venv-load/stamps/load  ## Two minutes of stepped load on a running Tangram, or on one of its own
 	@exec $(BIN)/python -m loadtests.run
 
-bench: $(VENV)/stamps/base  ## Measure each claim; the last line of each is JSON
-	@exec $(BIN)/python -m benchmarks.control
+WHAT ?= control
+bench: $(VENV)/stamps/base  ## Measure the claims of WHAT=control, or "gateway --quick"; the last line is JSON
+	@exec $(BIN)/python -m benchmarks.$(WHAT)
 
 soak: $(VENV)/stamps/dev  ## The gateway's memory over 10,000 clients that leave and bodies of 1 GB
 	@TANGRAM_SOAK=1 $(BIN)/python -m pytest -q -s tests/gateway/test_soak.py

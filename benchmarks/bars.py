@@ -20,6 +20,11 @@ def at_most(value: float | None, bar: float) -> Bar:
     return Bar(None if value is None else round(value, 3), bar, value is not None and value <= bar)
 
 
+def at_least(value: float | None, bar: float) -> Bar:
+    """A claim that a value reaches its bar."""
+    return Bar(None if value is None else round(value, 3), bar, value is not None and value >= bar)
+
+
 def verdict_lines(bars: Mapping[str, Bar]) -> list[str]:
     """A line a bar, for people."""
     lines = []

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.local import free_ports
 from tangram.spec import API_VERSION
 
 COLD: Final = tuple(f"cold-{i}" for i in range(5))
@@ -48,8 +48,5 @@ def write(path: Path) -> None:
 
 def addresses() -> Sequence[str]:
     """`--listen` and `--admin` with two ports that are free at present."""
-    with socket.socket() as first, socket.socket() as second:
-        first.bind(("127.0.0.1", 0))
-        second.bind(("127.0.0.1", 0))
-        ports = [s.getsockname()[1] for s in (first, second)]
+    ports = free_ports(2)
     return ["--listen", f"127.0.0.1:{ports[0]}", "--admin", f"127.0.0.1:{ports[1]}"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -23,28 +22,17 @@ from tangram.spec import load_documents
 LOAD_S = 0.3
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture
 def replica() -> Iterator[int]:
     """Port of a running replica of the benchmark."""
-    port = free_port()
+    (port,) = local.free_ports(1)
     command = [sys.executable, str(Path(fleet.__file__).with_name("replica.py")), str(port), str(LOAD_S), "0.0"]
     with subprocess.Popen(command) as process:
         try:
-            assert local.wait_until(lambda: listens(port), 20)
+            assert local.wait_until(lambda: local.listens(port), 20)
             yield port
         finally:
             process.kill()
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.integration
@@ -59,7 +47,7 @@ def test_a_replica_tells_how_long_its_own_start_took(replica: int) -> None:
 
 @pytest.mark.integration
 def test_traffic_counts_what_fails_and_when(replica: int) -> None:
-    dead = free_port()
+    (dead,) = local.free_ports(1)
     with Traffic(f"http://127.0.0.1:{replica}", "any") as good, Traffic(f"http://127.0.0.1:{dead}", "any") as bad:
         assert local.wait_until(lambda: good.answered > 20 and len(bad.failures) > 20, 20)
         assert good.ask_once()
