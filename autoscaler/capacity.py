@@ -21,6 +21,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from autoscaler import drift
+
 LONG_S = 600.0
 SHORT_S = 20.0
 ENOUGH = 20.0
@@ -57,6 +59,9 @@ class Learned(NamedTuple):
     change: float = 0.0
     """How in flight has changed of late, forgotten like the short memory."""
     drifted_at: float | None = None
+    slowed_at: float | None = None
+    """When it last drifted to less."""
+    watch: drift.Watch = drift.Watch()
 
 
 class Capacity(NamedTuple):
@@ -86,18 +91,26 @@ def observe(
     busy = in_flight * seconds * boost
     full = min(1.0, in_flight / (ready * slots)) if slots and ready else 0.0
     fading = math.exp(-seconds / SHORT_S)
-    long = _add(learned.long, requests, busy, full, math.exp(-seconds / LONG_S))
+    drifted_at, slowed_at, watch = learned.drifted_at, learned.slowed_at, learned.watch
+    # Of what was seen while it drifted, less and less is kept.
+    long_s = LONG_S if drifted_at is None else min(LONG_S, max(SHORT_S, now - drifted_at))
+    if learned.long.requests >= _PLENTY and ready:
+        watch = drift.observe(watch, completions, busy, full, before, ready, _service_s(learned.long, full))
+    long = _add(learned.long, requests, busy, full, math.exp(-seconds / long_s))
     short = _add(learned.short, requests, busy, full, fading)
     change_of_flight = learned.change * fading + in_flight - before
-    drifted_at = learned.drifted_at
+    if watch.score > drift.ALARM and watch.requests >= _DRIFT_LEAST and drift.has_slowed(watch, in_flight, ready):
+        long = short = _flat(Memory(watch.requests, watch.busy_s, watch.full))
+        return Learned(long, short, in_flight, 0.0, now, now)
     # While replicas fill or empty, busy time and completions belong to different requests.
     is_level = abs(change_of_flight) < _LEVEL_SHARE * short.requests
     if is_level and short.requests >= _DRIFT_LEAST and long.requests >= ENOUGH:
         change = math.log(max(1e-9, short.busy_s / short.requests) / max(1e-9, long.busy_s / long.requests))
         chance = _DRIFT_Z / math.sqrt(short.requests)
         if abs(change) > max(chance, math.log1p(_DRIFT_SHARE)):
-            long, drifted_at = _flat(short), now
-    return Learned(long, short, in_flight, change_of_flight, drifted_at)
+            long, drifted_at, watch = _flat(short), now, drift.Watch()
+            slowed_at = now if change > 0.0 else None
+    return Learned(long, short, in_flight, change_of_flight, drifted_at, slowed_at, watch)
 
 
 def _add(memory: Memory, requests: float, busy: float, full: float, keep: float) -> Memory:
@@ -118,16 +131,21 @@ def _flat(memory: Memory) -> Memory:
 
 def known(learned: Learned, slots: int) -> Capacity | None:
     """The capacity of a replica with so many slots; None while too little is known, or slots are unbounded."""
-    requests, busy, full, full_full, full_busy = learned.long
-    if not slots or requests < ENOUGH or busy <= 0.0:
+    requests = learned.long.requests
+    if not slots or requests < ENOUGH or learned.long.busy_s <= 0.0:
         return None
     if requests < _PLENTY and learned.change > _LEVEL_SHARE * learned.short.requests:
         # Filling from empty, the first to complete are the short ones: the replica would look faster than it is.
         return None
+    rate = slots / _service_s(learned.long, 1.0)
+    return Capacity(rate, rate / (1.0 + 1.0 / math.sqrt(requests)), float(slots), requests)
+
+
+def _service_s(memory: Memory, fullness: float) -> float:
+    """What a request takes in replicas that are so full, or as full as was seen where that is more."""
+    requests, busy, full, full_full, full_busy = memory
     mean = busy / requests
     at = full / requests
     variance = max(0.0, full_full / requests - at * at)
     slope = max(0.0, full_busy / requests - at * mean) / (variance + _FULLNESS_PRIOR)
-    service = mean + slope * max(0.0, 1.0 - at)
-    rate = slots / service
-    return Capacity(rate, rate / (1.0 + 1.0 / math.sqrt(requests)), float(slots), requests)
+    return mean + slope * max(0.0, fullness - at)

@@ -109,9 +109,12 @@ def observe(history: History, arrivals: float | None, seconds: float, horizon_s:
         return History(history.ends, count, covered, *history[3:])
     past = array("d", history.sums)
     known = len(past) - 1
-    # What reports did not cover is filled with the last known bucket: a second after a long gap says little about ten,
+    # What reports did not cover is filled with the last known minute: a second after a long gap says little about ten,
     # and the phases of periods stay where they are.
-    unseen, before = (max(0.0, 0.5 * BUCKET_S - covered), past[-1] - past[-2]) if known else (0.0, 0.0)
+    unseen, before = 0.0, 0.0
+    if known and covered < 0.5 * BUCKET_S:
+        minute = min(6, known)
+        unseen, before = 0.5 * BUCKET_S - covered, (past[-1] - past[-1 - minute]) / minute
     level = (count + before * unseen) / (covered + unseen) if covered + unseen > 0.0 else 0.0
     missed = int((now - history.ends) // BUCKET_S)
     filled = history._replace(ends=history.ends + BUCKET_S * (missed + 1), arrivals=0.0, covered=0.0)

@@ -29,6 +29,9 @@ DRAIN_S = 20.0
 """A backlog that outlasts the start of a replica is to be gone within this."""
 MOST_CATCHING_UP = 1.5
 """Times the replicas that the expected rate needs, at most, to catch up with a backlog."""
+SLOWED_DRAIN_S = 5.0
+"""The same after replicas were found to have slowed: their queue is nobody's burst, it grows until more are there."""
+SLOWED_MOST = 1.7
 REACTION_S = 3.0
 """From a change of the rate to a decision."""
 SURPRISE_Z = 3.0
@@ -72,6 +75,8 @@ def need(
     objective: Objective | None,
     max_boost: float,
     now: float,
+    *,
+    has_slowed: bool = False,
 ) -> Need:
     """What the model needs now.
 
@@ -105,9 +110,9 @@ def need(
     if queued > max(1.0, 0.5 * rate.value):
         level = rate.value if rate.before is None else max(rate.before, certain(rate))
         usual = level if coming is None else min(level, coming.high)
+        drain_s, most = (SLOWED_DRAIN_S, SLOWED_MOST) if has_slowed else (DRAIN_S, MOST_CATCHING_UP)
         catching = min(
-            _catch_up(per_replica, level, queued, ready, current, horizon_s),
-            MOST_CATCHING_UP * usual / per_replica + 1.0,
+            _catch_up(per_replica, level, queued, ready, current, horizon_s, drain_s), most * usual / per_replica + 1.0
         )
         if catching > up:
             up, words = catching, f"{words} and {queued:.0f} queued"
@@ -126,14 +131,16 @@ def certain(rate: Estimate, z: float = CERTAIN_Z) -> float:
     return rate.value - z * math.sqrt(max(rate.value, 0.3) / rate.window)
 
 
-def _catch_up(per_replica: float, rate: float, queued: float, ready: int, current: int, horizon_s: float) -> float:
+def _catch_up(
+    per_replica: float, rate: float, queued: float, ready: int, current: int, horizon_s: float, drain_s: float
+) -> float:
     """Replicas that work a backlog off in time; 0 where those there or to come do."""
     remaining = horizon_s / 2.0 if current > ready else 0.0
     then = max(0.0, queued + (rate - ready * per_replica) * remaining)
     spare = current * per_replica - rate
-    if spare > 0.0 and remaining + then / spare <= horizon_s + DRAIN_S / 2.0:
+    if spare > 0.0 and remaining + then / spare <= horizon_s + drain_s / 2.0:
         return 0.0
-    return (rate + then / DRAIN_S) / per_replica
+    return (rate + then / drain_s) / per_replica
 
 
 def boost(

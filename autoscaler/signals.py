@@ -210,6 +210,7 @@ def _capacity(policy: ScalingPolicy, capacity: Capacity, scene: Scene) -> Say:
         policy.objective,
         policy.max_boost,
         scene.now,
+        has_slowed=state.learned.slowed_at is not None and scene.now - state.learned.slowed_at < horizon_s,
     )
     say = _say("capacity", wanted.rate, capacity.rate, wanted.up, wanted.down, scene.current, wanted.words)
     return say._replace(is_exact=True)

@@ -84,3 +84,10 @@ def test_silence_that_lasted_as_long_as_is_remembered_is_not_judged():
     assert forecast.latest(history) is None
     history, _ = feed([5.0] * 30, history=history, now=600.0)
     assert forecast.latest(history) is not None
+
+
+def test_the_last_ten_seconds_before_a_gap_do_not_stand_for_all_of_it():
+    steady, now = feed([20.0] * 600)
+    history, _ = feed([*([30.0] * 10), *([None] * 300), 20.0], history=steady, now=now)
+
+    assert forecast.latest(history).middle < 23.0
