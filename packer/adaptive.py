@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from packer.engine import Column, Engine
 from packer.leftover import Leftover
-from packer.mix import Mix
+from packer.mix import Mix, Shape
 from packer.prices import opportunity_prices
 
 Array = NDArray[Any]
@@ -44,9 +44,8 @@ _STRUCTURAL_FROM: Final = 0.5
 _LOOK_EVERY: Final = 100
 """Changes of the fleet between two looks at scarcity."""
 _NOTABLE: Final = 0.3
-_MANY_CORES: Final = 1_000_000
-"""Thousandths of a core above which more make no node emptier."""
 _NONE: Final = np.iinfo(np.int64).max
+_NOBODY: Final = np.zeros(0, np.int64)
 
 
 class Adaptive:
@@ -75,28 +74,16 @@ class Adaptive:
         self._mean = float(sum(w * s.compute * s.devices for s, w in zip(mix.shapes, self._weight, strict=True))) or 1.0
         self._size = np.array([s.compute * s.devices for s in mix.shapes], np.float64)
         self._cpu = np.array([max(s.cpu_milli, 1) for s in mix.shapes], np.float64)
-        self._leftover = Leftover(engine, mix, self._price)
+        self._leftover = Leftover(engine, mix, self._price, self.gradient)
         self._looked = -_LOOK_EVERY
         self._dear = np.zeros(len(mix.shapes))
-        self._worth = np.zeros(len(engine.cpu))
-        self._sync(engine, np.arange(len(engine.cpu)))
-
-    def _sync(self, engine: Engine, nodes: Array) -> None:
-        """What each node is worth as it is, once more."""
-        left = self._leftover
-        left.sync(nodes)
-        cores = np.minimum(engine.cpu[nodes], _MANY_CORES) / 1000
-        worth = self.concentration * (engine.free[nodes] + cores)
-        worth += left.value[nodes]
-        worth += self.gradient * left.useful[nodes]
-        worth += left.scarce[nodes]
-        self._worth[nodes] = worth
+        engine.fresh.clear()
 
     def _look(self, engine: Engine) -> None:
         """Reprice scarce spots; where that changes much, every cost is computed anew."""
         self._looked = engine.version
-        everywhere = np.arange(len(engine.cpu))
-        self._sync(engine, self._leftover.stale(everywhere))
+        if engine.fresh:
+            self._leftover.settle(self._fresh(engine))
         spots = self._leftover.spots()
         coming = self._weight * float(self._leftover.value.sum()) / self._mean
         ratio = (coming + 2 * np.sqrt(coming)) / np.maximum(spots, 0.5)
@@ -110,8 +97,13 @@ class Adaptive:
             self._dear = dear
             acute = dear.nonzero()[0]
             self._leftover.mark(acute, dear[acute])
-            self._sync(engine, everywhere)
             engine.reprice()
+
+    def _fresh(self, engine: Engine) -> Array:
+        """Nodes to settle, ascending; from here on they are."""
+        nodes = np.array(sorted(engine.fresh), np.int64)
+        engine.fresh.clear()
+        return nodes
 
     # --- the policy ---
 
@@ -122,36 +114,30 @@ class Adaptive:
         left = self._leftover
         if engine.version - self._looked >= _LOOK_EVERY:
             self._look(engine)
-        if len(stale := left.stale(nodes)):
-            self._sync(engine, stale)
+        fresh = self._fresh(engine) if engine.fresh else _NOBODY
         shape = column.shape
-        hosted = left.hosted(engine.cpu[nodes] - shape.cpu_milli, engine.ram[nodes] - shape.host_memory_mib)
         if shape.devices != 1:
-            cost = self._worth[nodes]
-            self._settle(cost, left.with_several(column, nodes, fits), hosted, shape.cpu_milli)
-            return cost, np.zeros(len(nodes), np.int8)
+            worth = left.with_several(column, nodes, fits, fresh)
+            return self._lost(engine, shape, nodes, worth), np.zeros(len(nodes), np.int8)
         rows, devices = fits.nonzero()
         single = len(rows) == len(nodes)
-        if not single:
-            at, hosted = nodes[rows], hosted[rows]
-        else:
-            at = nodes
-        cost = self._worth[at]
-        self._settle(cost, left.with_one(column, at, devices), hosted, shape.cpu_milli)
+        at = nodes if single else nodes.take(rows)
+        cost = self._lost(engine, shape, at, left.with_one(column, at, devices, fresh))
         if single:
             return cost, devices
         grid = np.full(fits.shape, np.inf)
         grid[rows, devices] = cost
-        least = grid.min(1)
+        least = np.minimum.reduce(grid, 1)
         # Of devices that cost the same the fullest, then the one of the least signature.
-        return least, np.where(grid == least[:, None], engine.device_key[nodes], _NONE).argmin(1)
+        keys = engine.device_key.take(nodes, 0)
+        keys[grid > least[:, None]] = _NONE
+        return least, keys.argmin(1)
 
-    def _settle(self, cost: Array, rows: Array, hosted: Array, cpu_milli: int) -> None:
-        """From what nodes are worth take what they would be worth."""
-        value, useful, scarce = self._leftover.weigh(rows, hosted)
-        useful *= self.gradient
-        cost -= value
-        cost -= useful
-        cost -= scarce
-        cost -= self.concentration * cpu_milli / 1000
-        cost.round(4, cost)
+    def _lost(self, engine: Engine, shape: Shape, nodes: Array, worth: Array) -> Array:
+        """What nodes are worth less what they would be worth, rounded so that equals are equal."""
+        cost = engine.open.take(nodes)
+        cost *= self.concentration
+        cost += self._leftover.worth.take(nodes)
+        cost -= worth
+        cost -= self.concentration * shape.cpu_milli / 1000
+        return np.asarray(cost.round(4, cost))

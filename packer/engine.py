@@ -30,6 +30,8 @@ Array = NDArray[Any]
 
 UNBOUNDED: Final = 1 << 50
 """Stands for a host quantity without bound, and for the memory of a device whose memory does not matter."""
+MANY_CORES: Final = 1_000_000
+"""Thousandths of a core above which more make no node emptier."""
 _KEY_SHIFT: Final = 55
 _MASK: Final = (1 << 62) - 1
 _LOW: Final = (1 << 44) - 1
@@ -133,8 +135,8 @@ class Engine:
         count, width = len(racks), max((len(r.bays) for r in racks), default=1) or 1
         self.policy = policy
         self.racks = tuple(racks)
-        self.cpu = np.array([r.cpu_milli for r in racks], np.int64)
-        self.ram = np.array([r.host_memory_mib for r in racks], np.int64)
+        self.host = np.array([[r.cpu_milli for r in racks], [r.host_memory_mib for r in racks]], np.int64)
+        self.cpu, self.ram = self.host
         self.compute = np.zeros((count, width), np.int16)
         self.memory = np.zeros((count, width), np.int64)
         self.clients = np.zeros((count, width), np.int32)
@@ -154,6 +156,8 @@ class Engine:
         self.level = self.whole.copy()
         self.free = self.level.sum(1, dtype=np.int64)
         """Levels of a node in sum."""
+        self.open = self.free + np.minimum(self.cpu, MANY_CORES) / 1000
+        """That, and the cores of the host as if each were a percent."""
         self.prices = 0
         self.sig = np.array([_stable(canonical(r)) for r in racks], np.int64)
         self.device_sig = np.zeros((count, width), np.int64)
@@ -163,6 +167,7 @@ class Engine:
         """Orders the devices of a node: by level, then by signature."""
         self._spare = np.where((self.clients > 0) & (self.kind >= 0), self.compute, -1).astype(np.int16)
         """Compute of devices that take another client; -1 for the others."""
+        self._most_spare = self._spare.max(1)
         self.bound = np.zeros((count, width), np.int16)
         """Mechanism that a device is bound to while in use, by number; 0 for none."""
         self._users: dict[tuple[int, int], int] = {}
@@ -173,6 +178,8 @@ class Engine:
         """Grows by one with every change."""
         self.touched = np.zeros(count, np.int64)
         """Version at which each node last changed."""
+        self.fresh: set[int] = set()
+        """Nodes that changed since the policy last worked out what they are worth; the policy empties it."""
 
     # --- shapes ---
 
@@ -189,19 +196,28 @@ class Engine:
     def fits(self, column: Column, nodes: Array) -> tuple[Array, Array]:
         """(which of the nodes fit: int[m], which devices of those do: bool[m, D])."""
         shape = column.shape
-        ok = self.cpu[nodes] >= shape.cpu_milli
-        ok &= self.ram[nodes] >= shape.host_memory_mib
-        nodes = nodes[ok]
+        ok = self.cpu.take(nodes) >= shape.cpu_milli
+        ok &= self.ram.take(nodes) >= shape.host_memory_mib
         if not shape.devices:
+            nodes = nodes[ok]
             return nodes, np.zeros((len(nodes), self.level.shape[1]), bool)
-        devices = self._spare[nodes] >= shape.compute
+        # Most nodes fail here already.
+        ok &= self._most_spare.take(nodes) >= shape.compute
+        nodes = nodes[ok]
+        devices = self._spare.take(nodes, 0) >= shape.compute
+        sure = shape.devices == 1
         if not column.any_device:
-            devices &= column.allowed[nodes]
+            devices &= column.allowed.take(nodes, 0)
+            sure = False
         if shape.memory_mib:
-            devices &= self.memory[nodes] >= shape.memory_mib
+            devices &= self.memory.take(nodes, 0) >= shape.memory_mib
+            sure = False
         if shape.mechanism and len(self._mechanisms) > (shape.mechanism in self._mechanisms):
-            bound = self.bound[nodes]
+            bound = self.bound.take(nodes, 0)
             devices &= (bound == 0) | (bound == self._number(shape.mechanism))
+            sure = False
+        if sure:
+            return nodes, devices
         enough = devices.any(1) if shape.devices == 1 else devices.sum(1) >= shape.devices
         return nodes[enough], devices[enough]
 
@@ -327,35 +343,42 @@ class Engine:
 
     def _change(self, shape: Shape, spot: Spot, key: int, sign: int) -> None:
         node = spot.node
-        self.cpu[node] -= sign * shape.cpu_milli
+        cpu = self.cpu.item(node) - sign * shape.cpu_milli
+        self.cpu[node] = cpu
         self.ram[node] -= sign * shape.host_memory_mib
-        mark = _mix64(key)
+        mark = sign * _mix64(key)
+        freed = 0
         for d in spot.devices:
-            compute = int(self.compute[node, d]) - sign * shape.compute
-            clients = int(self.clients[node, d]) - sign
-            self.compute[node, d] = level = compute
+            compute = level = self.compute.item(node, d) - sign * shape.compute
+            clients = self.clients.item(node, d) - sign
+            self.compute[node, d] = compute
             self.clients[node, d] = clients
             self._spare[node, d] = compute if clients > 0 else -1
             if shape.mechanism:
                 users = self._users[node, d] = self._users.get((node, d), 0) + sign
                 self.bound[node, d] = self._number(shape.mechanism) if users else 0
-            memory, usable = int(self.memory[node, d]) - sign * shape.memory_mib, int(self.usable[node, d])
+            memory, usable = self.memory.item(node, d) - sign * shape.memory_mib, self.usable.item(node, d)
             if memory != usable:
                 level = min(level, 100 * memory // max(usable, 1))
             # Devices that were declared smaller while in use may be far over; below zero all is alike.
             level = max(level, -1)
             self.memory[node, d] = memory
-            before = int(self.level[node, d])
-            self.free[node] += level - before
+            freed += level - self.level.item(node, d)
             self.level[node, d] = level
-            self.state[node, d] = int(self.kind[node, d]) * 101 + max(level, 0)
-            signature = (int(self.device_sig[node, d]) + sign * mark) & _MASK
+            self.state[node, d] = self.kind.item(node, d) * 101 + max(level, 0)
+            signature = (self.device_sig.item(node, d) + mark) & _MASK
             self.device_sig[node, d] = signature
             self.device_key[node, d] = (level << _KEY_SHIFT) | (signature >> (62 - _KEY_SHIFT))
+        free = self.free.item(node) + freed
+        self.free[node] = free
+        self.open[node] = free + min(cpu, MANY_CORES) / 1000
+        if spot.devices:
+            self._most_spare[node] = max(self._spare[node].tolist())
         # What lies on a node matters, and beside what: a pair on one device is not the pair on two.
-        self.sig[node] = (int(self.sig[node]) + sign * mark) & _MASK
+        self.sig[node] = (self.sig.item(node) + mark) & _MASK
         self.version += 1
         self.touched[node] = self.version
+        self.fresh.add(node)
 
     def reprice(self) -> None:
         """The policy's prices have changed: the best of each column are looked at again when next asked."""

@@ -32,13 +32,17 @@ CORE_PRICES: Final = np.array([0, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 20
 _PLENTY: Final = 1e6
 _TABLE: Final = 1 << 22
 """Numbers in the table of hosts, above which they are summed up anew each time."""
-_ROUNDING: Final = 1e-6
+_ROUNDING: Final = 1 + 1e-9
+"""By what spots are counted too many, so that a whole number of them is not rounded down to the one below."""
 
 
 class Leftover:
-    """Rows of an engine's nodes, for a mix and the worth of its shapes (percent of a device)."""
+    """Rows of an engine's nodes, for a mix and the worth of its shapes (percent of a device).
 
-    def __init__(self, engine: Engine, mix: Mix, price: Array) -> None:
+    `gradient` is what a percent of expected use for the next request is worth.
+    """
+
+    def __init__(self, engine: Engine, mix: Mix, price: Array, gradient: float) -> None:
         self._engine = engine
         self._shapes = mix.shapes
         firsts, member = _groups(mix.shapes)
@@ -46,7 +50,7 @@ class Leftover:
         member_weight = np.zeros((len(mix.shapes), len(firsts)))
         for i, g in enumerate(member):
             if g < len(firsts):
-                member_weight[i, g] = weights[i] / weights.sum()
+                member_weight[i, g] = gradient * weights[i] / weights.sum()
         self._hosting = _Hosting(mix, member_weight)
         self._need = np.array([s.devices for s in firsts if s.devices > 1])
         prices, several = len(CORE_PRICES), len(self._need)
@@ -61,13 +65,12 @@ class Leftover:
         self._devices = np.array([max(1, s.devices) for s in mix.shapes], np.float64)
         self._plain = self._tabulate(firsts, price)
         self._after: dict[int, Array] = {}
+        self._asked: dict[int, tuple[Array, Array]] = {}
         self._spots = np.zeros((len(engine.cpu), len(mix.shapes)))
         self.value = np.zeros(len(engine.cpu))
         """By node: what it is worth at the prices."""
-        self.useful = np.zeros(len(engine.cpu))
-        """By node: its expected use for the next request, in percent of a device."""
-        self.scarce = np.zeros(len(engine.cpu))
-        """By node: what its spots for scarce shapes are worth."""
+        self.worth = np.zeros(len(engine.cpu))
+        """By node: that, its expected use and its spots for scarce shapes."""
         self._counted_at = -1
         self.mark(np.zeros(0, np.int64), np.zeros(0))
 
@@ -99,70 +102,81 @@ class Leftover:
         )
         self._table = np.zeros((len(self._plain), first + 3 * count))
         self._table[:, :first] = self._plain
-        self._table[:, self._by_device] = self._number[:, self._member[shapes]] / self._devices[shapes]
-        self._per_cpu, self._per_ram = np.zeros(first + 3 * count), np.zeros(first + 3 * count)
-        self._per_cpu[: len(CORE_PRICES)] = CORE_PRICES / 1000
-        self._per_cpu[self._by_cpu] = 1 / self._cpu[shapes]
-        self._per_ram[self._by_ram] = 1 / self._ram[shapes]
+        self._table[:, self._by_device] = self._number[:, self._member[shapes]] * _ROUNDING / self._devices[shapes]
+        self._per_host = np.zeros((2, first + 3 * count))
+        self._per_host[0, : len(CORE_PRICES)] = CORE_PRICES / 1000
+        self._per_host[0, self._by_cpu] = _ROUNDING / self._cpu[shapes]
+        self._per_host[1, self._by_ram] = _ROUNDING / self._ram[shapes]
         self._rows = np.zeros((len(self._engine.cpu), first + 3 * count))
-        self._seen = np.full(len(self._rows), -1, np.int64)
-        self.sync(np.arange(len(self._rows)))
+        self._asked.clear()
+        self.settle(np.arange(len(self._rows)))
 
-    def stale(self, nodes: Array) -> Array:
-        """Those of the nodes that changed since their rows were last worked out."""
-        return np.asarray(nodes[self._engine.touched[nodes] > self._seen[nodes]])
+    def settle(self, nodes: Array) -> None:
+        """Work out what nodes that changed are worth."""
+        hosts = self._engine.host.take(nodes, 1)
+        self._renew(nodes, hosts)
+        self.value[nodes], self.worth[nodes] = self._weigh(self._rows.take(nodes, 0), hosts)
 
-    def sync(self, nodes: Array) -> None:
-        """Work out the rows of nodes that changed."""
-        engine = self._engine
-        self._seen[nodes] = engine.version
-        cpu, ram = engine.cpu[nodes], engine.ram[nodes]
-        rows = self._table[engine.state[nodes]].sum(1)
-        rows += cpu[:, None] * self._per_cpu
-        rows += ram[:, None] * self._per_ram
+    def _renew(self, nodes: Array, hosts: Array) -> None:
+        rows = np.add.reduce(self._table.take(self._engine.state.take(nodes, 0), 0), 1)
+        rows += hosts.T @ self._per_host
         self._rows[nodes] = rows
-        self.value[nodes], self.useful[nodes], self.scarce[nodes] = self.weigh(rows, self.hosted(cpu, ram))
 
-    def hosted(self, cpu: Array, ram: Array) -> Array:
-        """For `weigh`: which groups hosts with so much left could take."""
-        return self._hosting.index(cpu, ram)
-
-    def weigh(self, rows: Array, hosted: Array) -> tuple[Array, Array, Array | float]:
-        """(value, expected use, worth of scarce spots) of rows, which are spoilt."""
-        value = rows[:, : len(CORE_PRICES)].min(1)
+    def _weigh(self, rows: Array, hosts: Array) -> tuple[Array, Array]:
+        """(value at the prices, all that they are worth) of rows, which are spoilt, and what their hosts have left."""
+        value = np.minimum.reduce(rows[:, : len(CORE_PRICES)], 1)
         if len(self._need):
-            rows[:, self._enough] *= rows[:, self._counted] >= self._need
-        useful = np.einsum("ng,ng->n", rows[:, self._usable], self._hosting.weights(hosted))
-        if not len(self._dear):
-            return value, useful, 0.0
-        spots = np.minimum(rows[:, self._by_cpu], rows[:, self._by_ram])
-        spots = np.minimum(spots, rows[:, self._by_device])
-        spots += _ROUNDING
-        return value, useful, np.floor(spots, spots) @ self._dear
+            rows[:, self._enough][rows[:, self._counted] < self._need] = 0
+        worth = np.vecdot(rows[:, self._usable], self._hosting.weights(*hosts))
+        worth += value
+        if len(self._dear):
+            spots = np.minimum(rows[:, self._by_cpu], rows[:, self._by_ram])
+            np.minimum(spots, rows[:, self._by_device], out=spots)
+            worth += np.floor(spots, out=spots) @ self._dear
+        return value, worth
 
     # --- rows with a shape placed ---
 
-    def with_one(self, column: Column, nodes: Array, devices: Array) -> Array:
-        """Rows of nodes with a slice on the device given for each."""
+    def with_one(self, column: Column, nodes: Array, devices: Array, fresh: Array) -> Array:
+        """What nodes are worth with a slice on the device given for each; `fresh` nodes are settled on the way."""
+        hosts, rows = self._gather(nodes, fresh)
         before = self._engine.state[nodes, devices]
-        rows = self._rows.take(nodes, 0)
-        rows -= self._table.take(before, 0)
-        rows += self._table.take(self._state_after(column)[before], 0)
-        rows -= self._host(column.shape)
-        return rows
+        placed = rows[len(fresh) :]
+        placed -= self._table.take(before, 0)
+        placed += self._table.take(self._state_after(column).take(before), 0)
+        return self._placed(column, hosts, rows, fresh)
 
-    def with_several(self, column: Column, nodes: Array, fits: Array) -> Array:
-        """Rows of nodes with slices on the fullest devices that fit (on none where the shape asks for none)."""
-        rows = self._rows.take(nodes, 0)
+    def with_several(self, column: Column, nodes: Array, fits: Array, fresh: Array) -> Array:
+        """With slices on the fullest devices that fit (on none where the shape asks for none)."""
+        hosts, rows = self._gather(nodes, fresh)
         if count := column.shape.devices:
             order = np.argsort(np.where(fits, self._engine.level[nodes], 127), axis=1, kind="stable")[:, :count]
             before = np.take_along_axis(self._engine.state[nodes], order, 1)
-            rows += (self._table[self._state_after(column)[before]] - self._table[before]).sum(1)
-        rows -= self._host(column.shape)
-        return rows
+            rows[len(fresh) :] += (self._table[self._state_after(column)[before]] - self._table[before]).sum(1)
+        return self._placed(column, hosts, rows, fresh)
 
-    def _host(self, shape: Shape) -> Array:
-        return shape.cpu_milli * self._per_cpu + shape.host_memory_mib * self._per_ram
+    def _gather(self, nodes: Array, fresh: Array) -> tuple[Array, Array]:
+        """(what hosts have left, rows) of nodes; those of fresh nodes come first, and are made anew."""
+        if not len(fresh):
+            return self._engine.host.take(nodes, 1), self._rows.take(nodes, 0)
+        nodes = np.concatenate((fresh, nodes))
+        hosts = self._engine.host.take(nodes, 1)
+        self._renew(fresh, hosts[:, : len(fresh)])
+        return hosts, self._rows.take(nodes, 0)
+
+    def _placed(self, column: Column, hosts: Array, rows: Array, fresh: Array) -> Array:
+        """Take the shape from the hosts of all but fresh nodes, and weigh."""
+        known = self._asked.get(column.index)
+        if known is None:
+            asked = np.array([[column.shape.cpu_milli], [column.shape.host_memory_mib]])
+            known = self._asked[column.index] = asked, asked.T @ self._per_host
+        count = len(fresh)
+        hosts[:, count:] -= known[0]
+        rows[count:] -= known[1]
+        value, worth = self._weigh(rows, hosts)
+        if count:
+            self.value[fresh], self.worth[fresh] = value[:count], worth[:count]
+        return worth[count:]
 
     def _state_after(self, column: Column) -> Array:
         """The state of a device of each state once the shape lies there."""
@@ -183,7 +197,7 @@ class Leftover:
             self._counted_at = engine.version
             hosts = np.minimum(engine.cpu[nodes][:, None] / self._cpu, engine.ram[nodes][:, None] / self._ram)
             number = self._number[engine.state[nodes]].sum(1)[:, self._member] / self._devices
-            self._spots[nodes] = np.floor(np.minimum(hosts, number) + _ROUNDING)
+            self._spots[nodes] = np.floor(np.minimum(hosts, number) * _ROUNDING)
         return np.asarray(self._spots.sum(0))
 
 
@@ -203,16 +217,12 @@ class _Hosting:
         if cells * member_weight.shape[1] <= _TABLE:
             self._table = self._sum(np.arange(cells))
 
-    def index(self, cpu: Array, ram: Array) -> Array:
-        """The cell of the table of hosts."""
-        row = self._cpu_steps.searchsorted(cpu, "right")
-        row *= self._width
-        row += self._ram_steps.searchsorted(ram, "right")
-        return row
-
-    def weights(self, index: Array) -> Array:
-        """float64[n, G]."""
-        return self._sum(index) if self._table is None else np.asarray(self._table.take(index, 0))
+    def weights(self, cpu: Array, ram: Array) -> Array:
+        """float64[n, G] for hosts with so much left."""
+        cell = self._cpu_steps.searchsorted(cpu, "right")
+        cell *= self._width
+        cell += self._ram_steps.searchsorted(ram, "right")
+        return self._sum(cell) if self._table is None else np.asarray(self._table.take(cell, 0))
 
     def _sum(self, index: Array) -> Array:
         cpu, ram = self._cpu_from[index // self._width], self._ram_from[index % self._width]

@@ -44,7 +44,8 @@ def load(folder: Path, name: str) -> Trace:
         for r in rows
     )
     with pods.open() as lines:
-        shapes = tuple(_shape(r) for r in csv.DictReader(lines))
+        known: dict[Shape, Shape] = {}
+        shapes = tuple(known.setdefault(s, s) for s in map(_shape, csv.DictReader(lines)))
     return Trace(name, racks, shapes)
 
 
