@@ -90,12 +90,17 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.Handle | None = None
         self._timer_at = 0.0
         self._sink: Sink | None = None
+        self._closed = False
 
     # --- asyncio.Protocol ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self.pool.open.add(self)
+        if self._closed:
+            # Whoever wanted it left while it was being made.
+            self._transport.abort()
+        else:
+            self.pool.open.add(self)
 
     def data_received(self, data: bytes) -> None:
         if self._sink is not None:
@@ -310,6 +315,7 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """Close at once, whatever is in flight."""
+        self._closed = True
         self.pool.lost(self)
         if self._timer is not None:
             self._timer.cancel()
@@ -354,13 +360,18 @@ class Pool:
     async def connect(self) -> Connection:
         """A new connection; raises Unreachable."""
         loop = asyncio.get_running_loop()
+        connection = Connection(self, loop)
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT_S):
-                _, connection = await loop.create_connection(lambda: Connection(self, loop), self.host, self.port)
+                await loop.create_connection(lambda: connection, self.host, self.port)
         except TimeoutError:
+            connection.close()
             raise Unreachable(f"no connection within {_CONNECT_TIMEOUT_S:g} s") from None
         except OSError as error:
             raise Unreachable(f"no connection: {error.strerror or error}") from None
+        except asyncio.CancelledError:
+            connection.close()
+            raise
         return connection
 
     def keep(self, connection: Connection) -> None:

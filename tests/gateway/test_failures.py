@@ -93,6 +93,20 @@ async def test_leaving_within_a_body_that_names_the_model_is_counted(gateway, ki
     await kit.until(lambda: gateway.dispatcher.meter.unrouted == {499: 1})
 
 
+async def test_leaving_while_the_connection_is_made_leaves_none_behind(gateway, replica, kit):
+    one = await replica()
+    pool = gateway.pools.get("m-0", "127.0.0.1", one.port)
+    for turns in [*range(12)] * 8:
+        connecting = asyncio.create_task(pool.connect())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        connecting.cancel()
+        (made,) = await asyncio.gather(connecting, return_exceptions=True)
+        if not isinstance(made, asyncio.CancelledError):
+            made.close()
+    await kit.until(lambda: not pool.open and not one.open)
+
+
 # --- replicas that fail ---
 
 
