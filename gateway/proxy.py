@@ -270,6 +270,10 @@ class Proxy:
             raise _Rejected(
                 415, f"a body of type {kind} names no model here; send JSON or a form", "unsupported_media_type"
             )
+        if x.request.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise _Rejected(
+                415, "a body with a Content-Encoding names no model here; send it plain", "unsupported_media_type"
+            )
         too_large = _Rejected(
             413, f"no model was found in the first {openai.MAX_BODY} bytes of the body; send it first", "too_large"
         )

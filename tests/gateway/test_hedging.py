@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 
 import pytest
 
@@ -433,3 +435,54 @@ async def test_after_a_race_the_connection_of_the_winner_is_kept(gateway, replic
         await gateway.ask(post())
     await kit.until(lambda: slow.ended == 5)
     assert fast.connections == 1
+
+
+async def test_after_a_storm_of_races_nothing_is_held(gateway, replica, kit):
+    rng = random.Random(3)
+
+    async def anyhow(seen, writer, reader):
+        lot = rng.random()
+        if lot < 0.2:
+            await reader.read()
+            return "close"
+        if lot < 0.3:
+            return "reset"
+        if lot < 0.4:
+            writer.write(BAD)
+            return None
+        if lot < 0.5:
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
+            return "close"
+        if lot < 0.7:
+            await asyncio.sleep(0.02 * rng.random())
+        await kit.echo(seen, writer, reader)
+        return None
+
+    replicas = [await replica(anyhow) for _ in range(4)]
+    gateway.model(
+        "m",
+        *(gateway.endpoint(one, id=f"m-{n}", slot=n, concurrency=8) for n, one in enumerate(replicas)),
+        hedge=Hedge(after_s=0.003, max_percent=100),
+        timeout_s=0.3,
+        queue_max_s=0.2,
+    )
+
+    async def one() -> None:
+        client = await gateway.client()
+        client.send(post(body=b"x" * rng.randrange(1, 3000)))
+        if rng.random() < 0.3:
+            await asyncio.sleep(0.02 * rng.random())
+            client.leave()
+        else:
+            with contextlib.suppress(kit.Truncated):
+                await client.response()
+            await client.close()
+
+    await asyncio.gather(*(one() for _ in range(300)))
+    await kit.until(lambda: gateway.quiet)
+    meter = gateway.meter()
+    assert sum(meter.codes.values()) == meter.arrivals
+    assert meter.hedges > 0
+    for endpoint in gateway.dispatcher.endpoints().values():
+        assert (endpoint.in_flight, endpoint.vitals.awaited, endpoint.vitals.begun) == (0, 0, 0)
+    await kit.until(lambda: all(len(pool.open) == pool.idle for pool in gateway.pools._pools.values()))

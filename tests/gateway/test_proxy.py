@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 
 import pytest
@@ -428,6 +429,14 @@ async def test_a_body_without_a_model_is_400(gateway, body):
     answer = await gateway.ask(post("/v1/chat/completions", body))
     assert answer.status == 400
     assert json.loads(answer.body)["error"]["type"] == "invalid_request_error"
+
+
+async def test_an_encoded_body_cannot_name_a_model_and_is_told_so(gateway):
+    body = gzip.compress(b'{"model":"m"}')
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n"
+    answer = await gateway.ask(head % len(body) + body)
+    assert answer.status == 415
+    assert b"Content-Encoding" in answer.body
 
 
 async def test_a_body_too_large_to_look_into_is_413(gateway):
