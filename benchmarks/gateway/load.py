@@ -81,7 +81,10 @@ class Generators:
     def flood(
         self, proxy: Proxy, request: Request, *, connections: int, seconds: float, unit: Unit = Unit.ANSWERS
     ) -> Run:
-        """Each connection asks again as soon as it was answered; a window of so long. Raises programs.Failed."""
+        """Each connection asks again as soon as it was answered; a window of so long. Raises programs.Failed.
+
+        It is longer where there was not an answer for each connection.
+        """
         argv: list[str | Path] = [
             self._wrk,
             "-t1",
@@ -93,23 +96,20 @@ class Generators:
             _SCRIPT,
         ]
         argv += [f"http://127.0.0.1:{proxy.port}/", "--", self._file(request)]
-        enough = self._counts.read(unit) + _WARM_ANSWERS * connections
+        warm = self._counts.read(unit) + _WARM_ANSWERS * connections
         with pinned(self._cores):
             process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         try:
-            if not wait_until(lambda: self._counts.read(unit) >= enough, _BOUND_S / 2, 0.002):
-                raise programs.Failed(f"{proxy.name} does not answer; its log says more")
+            self._wait(proxy, unit, warm)
             at, cpu_s, done = time.monotonic(), proxy.cpu_s(), self._counts.read(unit)
             time.sleep(seconds)
+            self._wait(proxy, unit, done + connections)
             took, cpu_s, done = time.monotonic() - at, proxy.cpu_s() - cpu_s, self._counts.read(unit) - done
         finally:
             # It stops and says what it counted.
             process.send_signal(signal.SIGINT)
             said, _ = process.communicate(timeout=_BOUND_S)
-        told = _last_line(said, self._wrk, proxy)
-        if not done:
-            raise programs.Failed(f"{proxy.name} answered nothing within {seconds} s")
-        return Run(done, told["errors"], took, 1e6 * cpu_s / done)
+        return Run(done, _last_line(said, self._wrk, proxy)["errors"], took, 1e6 * cpu_s / done)
 
     def count(self, proxy: Proxy, request: Request, *, connections: int, requests: int) -> Run:
         """As many requests as that and no more; all are answered when it returns. Raises programs.Failed."""
@@ -131,6 +131,10 @@ class Generators:
         told = _last_line(ran.stdout or ran.stderr, self._paced, proxy)
         each_us = 1e6 * cost / told["requests"]
         return Run(told["requests"], told["errors"], told["seconds"], each_us, told["p50_us"], told["p99_us"])
+
+    def _wait(self, proxy: Proxy, unit: Unit, count: int) -> None:
+        if not wait_until(lambda: self._counts.read(unit) >= count, _BOUND_S / 3, 0.002):
+            raise programs.Failed(f"{proxy.name} does not answer")
 
     def _file(self, request: Request) -> Path:
         if request not in self._files:
