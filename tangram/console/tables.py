@@ -74,7 +74,7 @@ def _change(decision: DecisionView) -> str:
 
 
 def _what(decision: DecisionView) -> str:
-    hindered = [*(f"no place: {text}" for text in decision.refused), decision.waiting]
+    hindered = [decision.shared, *(f"no place: {text}" for text in decision.refused), decision.waiting]
     return "; ".join(filter(None, [*decision.actions, *hindered])) or "; ".join(decision.reasons)
 
 

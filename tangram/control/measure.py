@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
+from autoscaler.quota import Claim
 from autoscaler.types import Sample, Supply
 from tangram.control.state import ControllerState, ModelState
 from tangram.core import convert
@@ -25,6 +28,15 @@ def supply_of(state: ControllerState, entry: ModelState) -> Supply:
         draining=state.count(name, Phase.DRAINING),
         expected_ready_s=entry.expected_start_s,
     )
+
+
+def claim_of(state: ControllerState, entry: ModelState, now: float, monotonic: float) -> Claim | None:
+    """What the model asks of a fleet that cannot hold all; None before anything is recommended."""
+    if entry.recommendation is None or entry.wanted is None:
+        return None
+    least, _ = convert.replica_bounds(entry.model, datetime.fromtimestamp(now, UTC))
+    rate = state.demand.qps(entry.model.name, monotonic) or 0.0
+    return convert.claim(entry.model, entry.recommendation, entry.wanted, least, rate, entry.suffered)
 
 
 def measure_model(state: ControllerState, entry: ModelState, monotonic: float) -> Sample:

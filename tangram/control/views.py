@@ -149,6 +149,8 @@ class DecisionView(_View):
     placements: tuple[PlacementView, ...] = ()
     refused: tuple[str, ...] = ()
     """Why replicas that were wanted found no place, per device class."""
+    shared: str = ""
+    """What it was granted of a fleet that cannot hold what all models want, where that is less than it wants."""
     waiting: str = ""
     """Why nothing is started at present though more is wanted: starts that failed, until when."""
 

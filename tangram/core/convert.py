@@ -9,8 +9,9 @@ from typing import Final
 from zoneinfo import ZoneInfo
 
 from autoscaler.defaults import RulesSpec, behavior
+from autoscaler.quota import Claim
 from autoscaler.schedule import bounds
-from autoscaler.types import MetricTarget, Objective, RatePolicy, ScalingPolicy, Schedule
+from autoscaler.types import MetricTarget, Objective, RatePolicy, Recommendation, ScalingPolicy, Schedule
 from gateway import wire
 from gateway.limits import COLUMNS
 from gateway.wire import EndpointEntry, ModelEntry
@@ -18,7 +19,7 @@ from packer.inventory import Device, Inventory, Node, SliceRequest
 from packer.mix import Mix, Shape, shape_of
 from tangram.core.keys import Key
 from tangram.core.replica import Phase, Replica
-from tangram.spec import Fleet, Model, RequestLimits, ScalingRules, Tenant
+from tangram.spec import Fleet, Model, RequestLimits, ScalingMode, ScalingRules, Tenant
 
 #: Label of a virtual device: thousandths of a CPU core that stand for its whole compute.
 CORES_LABEL: Final = "tangram.dev/cores"
@@ -102,6 +103,29 @@ def scaling_policy(model: Model, *, advise: bool = False) -> ScalingPolicy:
         fixed_replicas=scaling.replicas,
         schedules=_schedules(model),
         advisory=(scaling.advisory or advise) and scaling.replicas is None,
+    )
+
+
+def claim(model: Model, advice: Recommendation, wanted: int, least: int, rate: float, suffered: float) -> Claim:
+    """What the model asks of a fleet that cannot hold all; `rate` is what arrives now, in requests per second.
+
+    A count that is not the autoscaler's (set by hand, or kept in advisory mode) is claimed as the least one.
+    """
+    scaling = model.spec.scaling
+    rate = max([rate, *(r.value for r in advice.readings if r.name == "capacity" and r.value is not None)])
+    capacity = advice.capacity
+    if capacity is None or (scaling.mode is ScalingMode.HONOUR and scaling.target_qps is not None):
+        known = [c for c in (capacity, scaling.target_qps) if c is not None]
+        capacity = min(known, default=rate / wanted if rate and wanted else 1.0)
+    return Claim(
+        name=model.name,
+        wanted=wanted,
+        rate=rate,
+        capacity=capacity,
+        slots=float(model.spec.traffic.concurrency_per_replica or 1),
+        priority=model.spec.priority,
+        floor=wanted if scaling.replicas is not None or advice.advisory else least,
+        suffered=suffered,
     )
 
 

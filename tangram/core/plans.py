@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from packer.inventory import NoFit
+from autoscaler.quota import Claim
+from packer.inventory import NoFit, Placement
 from packer.mix import Mix
 from tangram.core.replica import Replica
 from tangram.spec import Model
@@ -83,8 +84,39 @@ class Observed:
     """Moves begun in the last hour."""
     mix: Mix | None = None
     """The demand to expect, by which places are chosen."""
+    division: Division | None = None
+    """How the fleet was divided last; None while it holds all that is wanted."""
     tidy: bool = False
     """Whether it is time to look for moves that leave more useful room."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a model was granted of a fleet that cannot hold all that is wanted."""
+
+    wanted: int
+    granted: int
+    value: float = 0.0
+    """Late requests per second that one more replica would spare."""
+    keep: frozenset[str] = frozenset()
+    """Its replicas that stay, or come back from draining."""
+    places: tuple[Placement, ...] = ()
+    """Where new ones may go, once those that leave have gone."""
+
+    def __str__(self) -> str:
+        text = f"granted {self.granted} of {self.wanted} wanted: the fleet cannot hold what all models want"
+        if self.granted >= self.wanted:
+            return text
+        return f"{text}; one more would spare about {self.value:.3g} late requests/s here, less than where it is"
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """How a fleet that cannot hold all that is wanted was divided, and on what claims."""
+
+    claims: Mapping[str, Claim]
+    shares: Mapping[str, Share]
+    made_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +131,15 @@ class Desired:
     """Replicas of `model`'s revision while `stable` holds the count; 0: no canary is held."""
     stable: Model | None = None
     """The model as it was before, while a canary is held."""
+    claim: Claim | None = None
+    """What it asks of a fleet that cannot hold all; None: it gets what is free when its turn comes, by priority."""
+    dealt: Share | None = None
+    """What a division of the full fleet says of it."""
+
+    def limited(self, share: Share) -> Desired:
+        """With what was granted in place of what is wanted."""
+        because = f"its share of a full fleet, {self.wanted}" if share.granted < share.wanted else self.because
+        return replace(self, count=share.granted, because=because, dealt=share)
 
     @property
     def wanted(self) -> str:
@@ -117,3 +158,10 @@ class Plan:
     """Model -> why nothing is started at present though more is wanted."""
     attempts: Mapping[str, Attempts] = field(default_factory=dict)
     """Changed entries only."""
+    division: Division | None = None
+    """Who was granted what; None while the fleet holds all that is wanted."""
+
+    def shortage(self, model: str) -> Share | None:
+        """The model's share of a full fleet, where that is less than it wants."""
+        share = self.division.shares.get(model) if self.division else None
+        return share if share and share.granted < share.wanted else None

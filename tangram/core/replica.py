@@ -18,6 +18,8 @@ The planner moves replicas by actions (`planner.apply`); the world moves them by
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
@@ -173,3 +175,27 @@ def _how_it_ended(seen: Observation) -> str:
     if seen.exit_code < 0:
         return f"process was ended by signal {-seen.exit_code}"
     return f"process exited with code {seen.exit_code}"
+
+
+_LEAVE_FIRST: Final = {Phase.CRASHED: 0, Phase.STARTING: 1, Phase.UNREADY: 2, Phase.READY: 3}
+
+
+def victims(live: Sequence[Replica], count: int, first: Collection[str] = ()) -> list[Replica]:
+    """The `count` replicas whose leaving harms least, those named `first` before all others."""
+    pool = list(live)
+    chosen: list[Replica] = []
+    for _ in range(min(count, len(pool))):
+        siblings = Counter(r.placement.device for r in pool)
+        victim = min(
+            pool,
+            key=lambda r: (
+                r.name not in first,
+                _LEAVE_FIRST[r.phase],
+                -siblings[r.placement.device],
+                -r.created_at,
+                r.name,
+            ),
+        )
+        pool.remove(victim)
+        chosen.append(victim)
+    return chosen
