@@ -29,7 +29,7 @@ from packer.verify import verify
 from tangram.control import publish, rollouts
 from tangram.control.ejections import Ejections
 from tangram.control.instances import Instances
-from tangram.control.measure import claim_of, measure_model, supply_of
+from tangram.control.measure import claim_of, measure_model, most_boost, supply_of
 from tangram.control.records import Records, event_of
 from tangram.control.state import ControllerState, free_slots
 from tangram.control.store import Store
@@ -148,7 +148,7 @@ class ControlLoop:
             rollouts.advance(state, self._store, now)
             outcome = self._plan(now, monotonic)
             planned = {
-                r.name: r for r in self._numbered(planner.apply(list(state.replicas.values()), outcome.actions, now))
+                r.name: r for r in self._numbered(plans.apply(list(state.replicas.values()), outcome.actions, now))
             }
             self._records.unrecorded |= {n for n, r in planned.items() if state.replicas.get(n) != r}
             state.replicas = planned
@@ -201,7 +201,8 @@ class ControlLoop:
                 continue
             seen = measure_model(self.state, entry, monotonic) if measure else Sample(0.0, 0, wake=entry.woken)
             supply = supply_of(self.state, entry)
-            policy = convert.scaling_policy(entry.model, advise=self.state.advise)
+            growth = most_boost(self.state, entry.model)
+            policy = convert.scaling_policy(entry.model, advise=self.state.advise, most_boost=growth)
             advice, entry.policy_state = recommend(policy, supply, seen, entry.policy_state, monotonic, at)
             entry.take(advice, supply.ready + supply.starting)
             entry.woken = entry.changed = False

@@ -62,8 +62,9 @@ def desired(entry: ModelState, claim: Claim | None) -> plans.Desired | None:
     if running is not None and running.revision == entry.model.revision:
         canary = rollout.canary_count(running, terms, count)
         stable = entry.revisions.get(running.former) if canary else None
+    boost = 1.0 if entry.recommendation.advisory else entry.recommendation.boost
     because = "advisory" if entry.recommendation.advisory else entry.recommendation.signal
-    return plans.Desired(entry.model, count, because, canary, stable, claim)
+    return plans.Desired(entry.model, count, because, canary, stable, boost, claim)
 
 
 def _roll_back(entry: ModelState, store: Store, ended: Rollout, now: float) -> None:

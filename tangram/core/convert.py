@@ -82,12 +82,14 @@ def expected_mix(wanted: Mapping[str, tuple[Model, int]]) -> Mix:
     return Mix.of({shape: 2.0 ** round(math.log2(weight)) for shape, weight in weights.items()})
 
 
-def scaling_policy(model: Model, *, advise: bool = False) -> ScalingPolicy:
+def scaling_policy(model: Model, *, advise: bool = False, most_boost: float = math.inf) -> ScalingPolicy:
     """What the operator wants of the model's replica count, defaults filled in.
 
-    With `advise` it is advisory whatever the model says. A count set by hand is acted on all the same.
+    With `advise` it is advisory whatever the model says. A count set by hand is acted on all the same. `most_boost` is
+    how many times its slice's compute a replica could have on its device, whatever the model allows.
     """
-    scaling = model.spec.scaling
+    scaling, wanted = model.spec.scaling, model.spec.slice
+    growth = wanted.effective_compute_limit / wanted.compute if wanted.compute else 1.0
     return ScalingPolicy(
         min_replicas=scaling.min_replicas,
         max_replicas=scaling.max_replicas,
@@ -100,6 +102,7 @@ def scaling_policy(model: Model, *, advise: bool = False) -> ScalingPolicy:
         objective=None
         if scaling.objective is None
         else Objective(scaling.objective.latency_milliseconds / 1000, scaling.objective.percentile),
+        max_boost=max(1.0, min(growth, most_boost)),
         fixed_replicas=scaling.replicas,
         schedules=_schedules(model),
         advisory=(scaling.advisory or advise) and scaling.replicas is None,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from autoscaler.types import Recommendation
 from packer.inventory import Placement
-from tangram.core.plans import Action, Drain, Plan, Start, Stop, Undrain
+from tangram.core.plans import Action, Drain, Plan, Resize, Start, Stop, Undrain
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,8 @@ def in_words(action: Action) -> str:
             return f"undrain {name}: {why}"
         case Stop(replica=name, why=why):
             return f"stop {name}: {why}"
+        case Resize(replica=name, why=why):
+            return f"resize {name}: {why}"
 
 
 def _model_of(action: Action) -> str:

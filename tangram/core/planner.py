@@ -24,7 +24,9 @@ Rules, in the order they are applied to a model:
    others are ready to carry the load or it is the only one.
 8. What finds no place although every model keeps what it has is divided anew (division.py): models that have more than
    their share make room for those that have less. What each was granted is part of the plan.
-9. While a canary is held, the wanted replicas of the former revision stay (and scale), and as many of the new one as
+9. A slice grows at once where the model allows it and its load wants more than its ready replicas can do (loans.py): by
+   what its device has not guaranteed to anyone, and only until others need it or more replicas are ready.
+10. While a canary is held, the wanted replicas of the former revision stay (and scale), and as many of the new one as
    the canary wants are added; where the fleet is full, an old one makes room if others carry the load.
 """
 
@@ -41,7 +43,8 @@ from packer.moves import make_room
 from packer.place import place, room
 from tangram.core.convert import slice_request
 from tangram.core.division import divide
-from tangram.core.plans import Action, Attempts, Desired, Drain, Observed, Plan, Start, Stop, Undrain
+from tangram.core.loans import resizes
+from tangram.core.plans import Action, Attempts, Desired, Drain, Observed, Plan, Start, Stop, Undrain, apply
 from tangram.core.replica import Phase, Replica, victims
 from tangram.spec import Model
 
@@ -106,23 +109,8 @@ def _plan(observed: Observed, desired: Mapping[str, Desired], ledger: Ledger, no
         draft.settle(want, by_model.get(want.model.name, []))
     if observed.tidy:
         draft.tidy()
+    draft.lend()
     return draft.finish()
-
-
-def apply(replicas: Sequence[Replica], actions: Sequence[Action], now: float) -> tuple[Replica, ...]:
-    """The replicas as they are recorded once the actions are."""
-    table = {r.name: r for r in replicas}
-    for action in actions:
-        match action:
-            case Start(replica=started):
-                table[started.name] = started
-            case Drain(replica=name, why=why):
-                table[name] = replace(table[name], phase=Phase.DRAINING, since=now, message=why)
-            case Undrain(replica=name):
-                table[name] = replace(table[name], phase=Phase.READY, since=now, message="")
-            case Stop(replica=name, why=why):
-                table[name] = replace(table[name], phase=Phase.STOPPING, since=now, message=why)
-    return tuple(table.values())
 
 
 class _Draft:
@@ -339,6 +327,11 @@ class _Draft:
                 break
             moved.append(f"{move.instance} from {move.source.device} to {move.target.device}")
         self._waiting[model.name] = f"room is being made: {', '.join(moved)}"
+
+    def lend(self) -> None:
+        """Slices that grow, or are taken back what they had, before anything is started in its place."""
+        replicas = apply(self._observed.replicas, self._actions, self._now)
+        self._actions[:0] = resizes(self._desired, replicas, self._ledger)
 
     def tidy(self) -> None:
         """Begin a move that pays for itself, when there is nothing else to do."""

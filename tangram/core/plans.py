@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from autoscaler.quota import Claim
 from packer.inventory import NoFit, Placement
 from packer.mix import Mix
-from tangram.core.replica import Replica
+from tangram.core.replica import Phase, Replica
 from tangram.spec import Model
 
 
@@ -53,7 +53,18 @@ class Stop:
     why: str
 
 
-Action = Start | Drain | Undrain | Stop
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """Let a running replica have more of its device's compute for the time being, or no more."""
+
+    replica: str
+    model: str
+    loan: int
+    """Percent beyond its slice."""
+    why: str
+
+
+Action = Start | Drain | Undrain | Stop | Resize
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +142,8 @@ class Desired:
     """Replicas of `model`'s revision while `stable` holds the count; 0: no canary is held."""
     stable: Model | None = None
     """The model as it was before, while a canary is held."""
+    boost: float = 1.0
+    """How many times its slice's compute each ready replica should have, until more are ready."""
     claim: Claim | None = None
     """What it asks of a fleet that cannot hold all; None: it gets what is free when its turn comes, by priority."""
     dealt: Share | None = None
@@ -165,3 +178,21 @@ class Plan:
         """The model's share of a full fleet, where that is less than it wants."""
         share = self.division.shares.get(model) if self.division else None
         return share if share and share.granted < share.wanted else None
+
+
+def apply(replicas: Sequence[Replica], actions: Sequence[Action], now: float) -> tuple[Replica, ...]:
+    """The replicas as they are recorded once the actions are."""
+    table = {r.name: r for r in replicas}
+    for action in actions:
+        match action:
+            case Start(replica=started):
+                table[started.name] = started
+            case Drain(replica=name, why=why):
+                table[name] = replace(table[name], phase=Phase.DRAINING, since=now, message=why)
+            case Undrain(replica=name):
+                table[name] = replace(table[name], phase=Phase.READY, since=now, message="")
+            case Stop(replica=name, why=why):
+                table[name] = replace(table[name], phase=Phase.STOPPING, since=now, message=why)
+            case Resize(replica=name, loan=loan):
+                table[name] = replace(table[name], loan=loan)
+    return tuple(table.values())

@@ -12,7 +12,7 @@ once and does not now. CRASHED: its process ended by itself and is started again
 slice. DRAINING: finishes what is in flight and gets nothing new. STOPPING: its process is being ended; the record, and
 with it the reservation of the slice, goes when the process is gone.
 
-The planner moves replicas by actions (`planner.apply`); the world moves them by what is observed of their processes
+The planner moves replicas by actions (`plans.apply`); the world moves them by what is observed of their processes
 (`observe`). Both return new records and never look at a clock.
 """
 
@@ -76,6 +76,8 @@ class Replica:
     """In all."""
     retry_at: float | None = None
     """When a crashed replica is to be started again."""
+    loan: int = 0
+    """Percent of its device's compute that it has beyond its slice, for the time being."""
     replaces: str = ""
     """The replica whose slice this one takes over in a move; it drains when this one is ready."""
     message: str = ""

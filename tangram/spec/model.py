@@ -45,4 +45,5 @@ class Model(Doc):
         shape = self.spec.model_dump(mode="json", include={"runtime", "resources", "slice"}, by_alias=True)
         for later in ("readiness", "progressDeadlineSeconds", "terminationGracePeriodSeconds"):
             del shape["runtime"][later]
+        del shape["slice"]["computeLimit"]
         return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:8]

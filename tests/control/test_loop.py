@@ -14,7 +14,7 @@ import pytest
 from autoscaler.policy import State as PolicyState
 from gateway.wire import EndpointCounters, ModelCounters, ModelEntry, Report
 from packer.inventory import Device, Inventory, Node
-from tangram.control import present
+from tangram.control import measure, present
 from tangram.control.loop import ControlLoop
 from tangram.control.state import ControllerState, ModelState
 from tangram.control.store import Store
@@ -32,6 +32,7 @@ class Machine:
         self.refuses = ""
         self.starts: list[str] = []
         self.stops: list[str] = []
+        self.cores: dict[str, float | None] = {}
 
     async def start(self, order: StartOrder) -> InstanceStatus:
         if self.refuses:
@@ -53,6 +54,9 @@ class Machine:
         for name, status in self.there.items():
             if status.phase is InstancePhase.STARTING:
                 self.becomes(name, InstancePhase.READY)
+
+    def resize(self, instance: str, cores: float | None) -> None:
+        self.cores[instance] = cores
 
     def forget(self, instance: str) -> None:
         self.there.pop(instance, None)
@@ -518,3 +522,42 @@ async def test_ten_models_share_a_fleet_that_holds_fewer_than_they_want(world: W
     assert "the fleet cannot hold what all models want" in told.summary
     assert told.latest is not None
     assert told.latest.shared.startswith("granted ")
+
+
+async def test_a_slice_grows_at_once_under_a_step_and_gives_back_when_siblings_are_ready(world: World) -> None:
+    labels = {"tangram.dev/cores": "1000"}
+    inventory = world.state.inventory
+    world.state.inventory = replace(inventory, devices=tuple(replace(d, labels=labels) for d in inventory.devices))
+    document = {
+        "metadata": {"name": "digits"},
+        "spec": {
+            "runtime": {"model": "/m.py"},
+            "slice": {"memory": {"request": "100Mi"}, "compute": 20, "computeLimit": 80},
+            "traffic": {"concurrencyPerReplica": 1},
+            "scaling": {"minReplicas": 1, "maxReplicas": 8},
+        },
+    }
+    world.state.models["digits"] = ModelState(Model.model_validate(document), 0.0, PolicyState.initial(0.0))
+    asking = Asking(world)
+    await world.turn()
+    world.node.all_ready()
+    for _ in range(60):
+        asking.second({"digits": 5.0})
+        await world.turn()
+    assert world.node.cores == {}
+    for _ in range(5):
+        asking.second({"digits": 25.0})
+        await world.turn()
+    grown = world.state.replicas["digits-1"].loan
+    assert grown > 0
+    assert world.node.cores["digits-1"] == pytest.approx((20 + grown) / 100)
+    assert world.recorded()["digits-1"] is Phase.READY
+    assert len(world.phases()) > 1
+    assert measure.supply_of(world.state, world.state.models["digits"]).boost == pytest.approx(1 + grown / 20)
+    world.node.all_ready()
+    for _ in range(90):
+        asking.second({"digits": 25.0})
+        world.node.all_ready()
+        await world.turn()
+    assert world.state.replicas["digits-1"].loan == 0
+    assert world.node.cores["digits-1"] == pytest.approx(0.2)
