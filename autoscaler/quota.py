@@ -80,9 +80,13 @@ def values(claim: Claim) -> list[float]:
     return result
 
 
+def weight(claim: Claim) -> float:
+    """How much its harm counts."""
+    return 2.0**claim.priority * (1.0 + _FAIRNESS * claim.suffered)
+
+
 def _weighed(claim: Claim) -> list[float]:
-    weight = 2.0**claim.priority * (1.0 + _FAIRNESS * claim.suffered)
-    return [weight * harm(claim, n) for n in range(claim.wanted + 1)]
+    return [weight(claim) * harm(claim, n) for n in range(claim.wanted + 1)]
 
 
 def share(claims: Sequence[Claim], replicas: int) -> list[Grant]:

@@ -1,8 +1,9 @@
 """Who has been promised what: two books a Device, kept before anything is started.
 
 - *Guaranteed*: the sum of memory requests (and of compute, clients and the Node's host quantities). Never oversold.
-- *Loaned*: memory above their guarantee that Instances use, up to their limit, of what nobody is guaranteed. Revocable:
-  a new guarantee may take what is out on loan, and `overdrawn` then says how much has to be called in.
+- *Loaned*: memory and compute above their guarantee that Instances use, up to their limit, of what nobody is
+  guaranteed. Revocable: a new guarantee may take what is out on loan, and `overdrawn` then says how much has to be
+  called in.
 
 An Instance is first *reserved* (counted, nothing started), then *committed* (it was started), then *released*. A
 `Ledger` is immutable: every change gives a new one or raises and changes nothing, so that a planner keeps the old one
@@ -56,6 +57,8 @@ class Entry:
     committed: bool = False
     loaned_mib: int = 0
     """Above the guarantee."""
+    loaned_compute: int = 0
+    """Percent, likewise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,12 @@ class Balance:
     loaned_mib: int
     compute: int
     clients: int
+    loaned_compute: int = 0
+
+    @property
+    def loanable_compute(self) -> int:
+        """Percent neither guaranteed nor out on loan."""
+        return max(0, 100 - self.compute - self.loaned_compute)
 
     @property
     def loanable_mib(self) -> int:
@@ -166,6 +175,19 @@ class Ledger:
             )
         return self._with({**self.entries, instance: replace(entry, loaned_mib=loaned_mib)})
 
+    def lend_compute(self, instance: str, percent: int) -> Self:
+        """Set what the Instance has on loan, percent of its Device above its guarantee; 0 gives it back.
+
+        Raises NotReserved, or LoanRefused beyond what its Device has neither guaranteed nor lent. A smaller loan than
+        before is never refused. How far an Instance may grow is its owner's to say.
+        """
+        entry = self.entry(instance)
+        more = percent - entry.loaned_compute
+        if percent < 0 or (more > 0 and more > (free := self.balance(entry.placement.device).loanable_compute)):
+            has = f"{entry.placement.device} has {free} percent to lend" if percent > 0 else "give 0 or more"
+            raise LoanRefused(f"instance {instance!r}: {percent} percent of compute on loan; {has}")
+        return self._with({**self.entries, instance: replace(entry, loaned_compute=percent)})
+
     def entry(self, instance: str) -> Entry:
         """The Instance's slice; NotReserved where it has none."""
         try:
@@ -185,6 +207,7 @@ class Ledger:
             loaned_mib=sum(e.loaned_mib for e in held),
             compute=sum(e.placement.request.compute for e in held),
             clients=len(held),
+            loaned_compute=sum(e.loaned_compute for e in held),
         )
 
     def oversold(self) -> tuple[str, ...]:

@@ -575,3 +575,26 @@ def test_a_window_that_cannot_be_is_refused(field: str, value: object, told: str
     with pytest.raises(SpecError) as refused:
         parse_documents([document])
     assert told in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("slice_", "told"),
+    [
+        ({"compute": 30, "computeLimit": 20}, "slice: computeLimit 20 is less than compute 30"),
+        ({"computeLimit": 20}, "slice: computeLimit is given without compute"),
+        ({"compute": 30, "computeLimit": 60, "mechanism": "mps"}, "the mechanism mps cannot change the compute"),
+        ({"compute": 30, "computeLimit": 160}, "slice.computeLimit: 160"),
+    ],
+)
+def test_a_slice_that_cannot_grow_like_that_is_refused(slice_: dict[str, Any], told: str) -> None:
+    document = changed(model_document(), "spec.slice", {"memory": {"request": "256Mi"}, **slice_})
+    with pytest.raises(SpecError) as refused:
+        parse_documents([document])
+    assert told in str(refused.value)
+
+
+def test_how_far_a_slice_may_grow_is_no_new_revision() -> None:
+    document = changed(model_document(), "spec.slice.compute", 20)
+    grown = Model.model_validate(changed(document, "spec.slice.computeLimit", 60))
+    assert grown.spec.slice.effective_compute_limit == 60
+    assert grown.revision == Model.model_validate(document).revision

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from tangram.console import tables, units
 from tangram.control.views import DescribeView, ModelView, StatusView, WorkerView
-from tangram.spec import Hedge, Model, Schedule
+from tangram.spec import Hedge, Model, Schedule, SliceSpec
 
 _INDENT = "  "
 
@@ -48,11 +48,17 @@ def _slice(spec: Model) -> list[tuple[str, str]]:
     requests = spec.spec.resources.requests
     return [
         ("Memory", f"{units.memory(wanted.memory.request)}, up to {units.memory(wanted.memory.effective_limit)}"),
-        ("Compute", f"{wanted.compute}%" if wanted.compute else "best effort"),
+        ("Compute", _compute(wanted)),
         ("Mechanism", wanted.mechanism.value),
         ("Devices", ", ".join(filter(None, [*selector.models, _pairs(selector.match_labels)])) or "any"),
         ("Host", f"{requests.cpu / 1000:g} cores, {units.memory(requests.memory)}"),
     ]
+
+
+def _compute(wanted: SliceSpec) -> str:
+    if not wanted.compute:
+        return "best effort"
+    return f"{wanted.compute}%" + (f", up to {wanted.compute_limit}%" if wanted.compute_limit else "")
 
 
 def _pairs(labels: dict[str, str]) -> str:

@@ -106,6 +106,10 @@ def _placement(placement: PlacementView) -> Iterable[str]:
 
 
 def _rejected(decision: DecisionView) -> Iterable[str]:
+    if decision.shared:
+        yield ""
+        yield "How a full fleet was shared"
+        yield f"  {decision.shared}"
     if decision.refused:
         missing = (decision.wanted if decision.desired is None else decision.desired) - decision.granted
         yield ""
@@ -131,5 +135,7 @@ def _done(decision: DecisionView, now: float) -> Iterable[str]:
     )
     yield from (f"    {text}" for text in decision.actions)
     yield from (f"    no place: {text}" for text in decision.refused)
+    if decision.shared:
+        yield f"    {decision.shared}"
     if decision.waiting:
         yield f"    {decision.waiting}"

@@ -57,6 +57,13 @@ def _desired(model: ModelView) -> str:
     return f"{model.desired}!" if model.fixed_replicas is not None else str(model.desired)
 
 
+def _compute(replica: ReplicaView) -> str:
+    if not replica.compute:
+        return units.NONE
+    loan = f"+{units.percent(replica.loaned_compute)}" if replica.loaned_compute else ""
+    return units.percent(replica.compute) + loan
+
+
 def _memory_of(replica: ReplicaView) -> str:
     return f"{units.memory(replica.memory)}/{units.memory(replica.memory_request)}"
 
@@ -74,7 +81,7 @@ def _change(decision: DecisionView) -> str:
 
 
 def _what(decision: DecisionView) -> str:
-    hindered = [*(f"no place: {text}" for text in decision.refused), decision.waiting]
+    hindered = [decision.shared, *(f"no place: {text}" for text in decision.refused), decision.waiting]
     return "; ".join(filter(None, [*decision.actions, *hindered])) or "; ".join(decision.reasons)
 
 
@@ -119,7 +126,7 @@ REPLICAS: Final[Kind[ReplicaView]] = Kind(
         Column("RESTARTS", lambda r, now: str(r.restarts)),
         Column("DEVICE", lambda r, now: r.device),
         Column("MEMORY", lambda r, now: _memory_of(r)),
-        Column("COMPUTE", lambda r, now: units.percent(r.compute) if r.compute else units.NONE),
+        Column("COMPUTE", lambda r, now: _compute(r)),
         Column("LIMIT", lambda r, now: units.memory(r.memory_limit), wide=True),
         Column("CPU", lambda r, now: units.percent(r.cpu_percent), wide=True),
         Column("INFLIGHT", lambda r, now: str(r.in_flight), wide=True),
@@ -144,7 +151,9 @@ DEVICES: Final[Kind[DeviceView]] = Kind(
         Column("MEMORY", lambda d, now: units.memory(d.memory_total - d.memory_reserve)),
         Column("GIVEN", lambda d, now: units.memory(d.memory_requested)),
         Column("USED", lambda d, now: units.memory(d.memory_used)),
-        Column("COMPUTE", lambda d, now: f"{d.compute_requested}%"),
+        Column(
+            "COMPUTE", lambda d, now: f"{d.compute_requested}%" + (f"+{d.compute_loaned}%" if d.compute_loaned else "")
+        ),
         Column("REPLICAS", lambda d, now: str(d.clients)),
         Column("HEALTH", lambda d, now: "ok" if d.healthy else "unhealthy"),
         Column("RESERVE", lambda d, now: units.memory(d.memory_reserve), wide=True),

@@ -39,7 +39,7 @@ from tangram.control.views import (
     WorkerView,
 )
 from tangram.control.wire_server import WireServer
-from tangram.core import convert, planner, plans, rollout
+from tangram.core import convert, packing, plans, rollout
 from tangram.core.replica import Phase
 from tangram.node.backend import Backend
 from tangram.spec import Documents, Fleet, Model, SpecError, Tenant, clashes, parse_documents
@@ -231,7 +231,7 @@ class Controller:
             ]
         if inventory.devices:
             for model in (*documents.models, *(kept if documents.fleet is not None else ())):
-                refusal = planner.unplaceable(model, inventory)
+                refusal = packing.unplaceable(model, inventory)
                 if refusal is not None:
                     field = _slice_field(refusal.refusals)
                     problems.append(

@@ -16,7 +16,7 @@ from tangram.control.state import ControllerState
 from tangram.control.store import Store
 from tangram.core.replica import Observation, Phase, Replica
 from tangram.node.backend import Backend, InstancePhase, InstanceStatus, StartError
-from tangram.node.launch import order
+from tangram.node.launch import cores, order
 
 log = logging.getLogger("tangram.loop")
 
@@ -43,6 +43,8 @@ class Instances:
         self._starts: dict[str, asyncio.Task[None]] = {}
         self._stops: dict[str, asyncio.Task[None]] = {}
         self._start_errors: dict[str, str] = {}
+        self._loans: dict[str, int] = {}
+        """What each process was told last; none after a start of the controller's or its own."""
 
     def seen(self, replica: Replica) -> Observation | None:
         """What is to be made of the replica's process; None where nothing is to be concluded yet."""
@@ -66,12 +68,26 @@ class Instances:
         statuses = self._backend.statuses()
         for replica in self._state.replicas.values():
             status = statuses.get(replica.name)
+            self._resize(replica, status)
             alive = status is not None and status.phase is not InstancePhase.EXITED
             if replica.phase is Phase.STARTING and replica.pid is None and not alive:
                 if replica.name not in self._starts:
                     self._spawn(self._starts, replica.name, self._start(replica))
             elif replica.phase is Phase.STOPPING and alive and replica.name not in self._stops:
                 self._spawn(self._stops, replica.name, self._stop(replica))
+
+    def _resize(self, replica: Replica, status: InstanceStatus | None) -> None:
+        """Give the process the compute that is on record; one that is started anew begins with its slice's own."""
+        if status is None or status.phase is not InstancePhase.READY:
+            self._loans.pop(replica.name, None)
+            return
+        if self._loans.get(replica.name, 0) == replica.loan:
+            return
+        device = next((d for d in self._state.inventory.devices if d.id == replica.placement.device), None)
+        entry = self._state.models.get(replica.model)
+        if device is not None and entry is not None:
+            self._loans[replica.name] = replica.loan
+            self._backend.resize(replica.name, cores(entry.document(replica.revision), device, replica.loan))
 
     async def close(self) -> None:
         """Wait for starts under way to be recorded, and leave the processes alone."""

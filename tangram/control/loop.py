@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ from packer.verify import verify
 from tangram.control import publish, rollouts
 from tangram.control.ejections import Ejections
 from tangram.control.instances import Instances
-from tangram.control.measure import measure_model, supply_of
+from tangram.control.measure import claim_of, measure_model, most_boost, supply_of
 from tangram.control.records import Records, event_of
 from tangram.control.state import ControllerState, free_slots
 from tangram.control.store import Store
@@ -43,6 +44,8 @@ TICK_S: Final = 1.0
 #: Moves that leave more useful room are looked for this often.
 TIDY_S: Final = 60.0
 HOUR_S: Final = 3600.0
+#: What a full fleet refused a model counts for it for about so long.
+SUFFER_S: Final = 60.0
 
 
 class Publisher(Protocol):
@@ -88,6 +91,7 @@ class ControlLoop:
         self._instances = Instances(state, store, backend, self._records.unrecorded, self.nudge)
         self._ejections = Ejections()
         self._next_tidy = 0.0
+        self._planned_at = 0.0
         self._next_tick = 0.0
         self._stopping = False
         self.emptied = asyncio.Event()
@@ -142,9 +146,9 @@ class ControlLoop:
         self._recommend(now, monotonic, measure=measure)
         if not self._stopping:
             rollouts.advance(state, self._store, now)
-            outcome = self._plan(now)
+            outcome = self._plan(now, monotonic)
             planned = {
-                r.name: r for r in self._numbered(planner.apply(list(state.replicas.values()), outcome.actions, now))
+                r.name: r for r in self._numbered(plans.apply(list(state.replicas.values()), outcome.actions, now))
             }
             self._records.unrecorded |= {n for n, r in planned.items() if state.replicas.get(n) != r}
             state.replicas = planned
@@ -197,13 +201,15 @@ class ControlLoop:
                 continue
             seen = measure_model(self.state, entry, monotonic) if measure else Sample(0.0, 0, wake=entry.woken)
             supply = supply_of(self.state, entry)
-            policy = convert.scaling_policy(entry.model, advise=self.state.advise)
+            growth = most_boost(self.state, entry.model)
+            policy = convert.scaling_policy(entry.model, advise=self.state.advise, most_boost=growth)
             advice, entry.policy_state = recommend(policy, supply, seen, entry.policy_state, monotonic, at)
             entry.take(advice, supply.ready + supply.starting)
             entry.woken = entry.changed = False
 
-    def _plan(self, now: float) -> plans.Plan:
+    def _plan(self, now: float, monotonic: float) -> plans.Plan:
         state = self.state
+        self._suffer(now)
         replicas = tuple(sorted(state.replicas.values(), key=lambda r: (r.created_at, r.name)))
         drained = frozenset(r.name for r in replicas if r.phase is Phase.DRAINING and self._gateway.drained(r.name))
         while state.moves and now - state.moves[0] > HOUR_S:
@@ -215,16 +221,32 @@ class ControlLoop:
             next_ordinal=state.ordinals,
             moves_lately=len(state.moves),
             mix=convert.expected_mix({n: (m.model, m.wanted) for n, m in state.models.items() if m.wanted is not None}),
+            division=state.division,
             tidy=now >= self._next_tidy,
         )
         if observed.tidy:
             self._next_tidy = now + TIDY_S
-        desired = {n: want for n, m in state.models.items() if (want := rollouts.desired(m)) is not None}
+        desired = {
+            n: want
+            for n, m in state.models.items()
+            if (want := rollouts.desired(m, claim_of(state, m, now, monotonic))) is not None
+        }
         outcome = planner.plan(observed, desired, planner.ledger_of(state.inventory, replicas), now)
         state.moves.extend(now for a in outcome.actions if isinstance(a, plans.Start) and a.moves)
         for name, attempts in outcome.attempts.items():
             state.models[name].attempts = attempts
+        state.division = outcome.division
         return outcome
+
+    def _suffer(self, now: float) -> None:
+        """What each model was refused since the last plan counts for it in this one."""
+        fading = -math.expm1(-max(0.0, now - self._planned_at) / SUFFER_S)
+        shares = self.state.division.shares if self.state.division is not None else {}
+        for name, entry in self.state.models.items():
+            share = shares.get(name)
+            refused = 1.0 - share.granted / share.wanted if share is not None and share.wanted else 0.0
+            entry.suffered += (refused - entry.suffered) * fading
+        self._planned_at = now
 
     def _numbered(self, replicas: Sequence[Replica]) -> list[Replica]:
         """New replicas get their port and slot, and the count of names goes on."""

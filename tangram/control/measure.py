@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
+from autoscaler.quota import Claim
 from autoscaler.types import Sample, Supply
 from tangram.control.state import ControllerState, ModelState
 from tangram.core import convert
@@ -24,7 +27,48 @@ def supply_of(state: ControllerState, entry: ModelState) -> Supply:
         starting=starting,
         draining=state.count(name, Phase.DRAINING),
         expected_ready_s=entry.expected_start_s,
+        boost=_boost(state, name),
     )
+
+
+def _boost(state: ControllerState, model: str) -> float:
+    """How many times their slice's compute the ready replicas have, on average."""
+    there = [r for r in state.replicas.values() if r.model == model and r.phase is Phase.READY]
+    guaranteed = sum(r.placement.request.compute for r in there)
+    return 1.0 + sum(r.loan for r in there) / guaranteed if guaranteed else 1.0
+
+
+def most_boost(state: ControllerState, model: Model) -> float:
+    """How many times its slice's compute each ready replica could have where it lies, on average; 1 for slices that do
+    not grow.
+
+    Of what a device has not guaranteed each of its slices that may grow is reckoned an equal share.
+    """
+    if model.spec.slice.effective_compute_limit <= model.spec.slice.compute:
+        return 1.0
+    there = [r for r in state.replicas.values() if r.model == model.name and r.phase is Phase.READY]
+    guaranteed, loanable = 0, 0.0
+    for replica in there:
+        beside = [r for r in state.replicas.values() if r.placement.device == replica.placement.device]
+        free = max(0, 100 - sum(r.placement.request.compute for r in beside))
+        sharing = sum(_may_grow(state, r) for r in beside)
+        guaranteed += replica.placement.request.compute
+        loanable += free / max(1, sharing)
+    return 1.0 + loanable / guaranteed if guaranteed else 1.0
+
+
+def _may_grow(state: ControllerState, replica: Replica) -> bool:
+    entry = state.models.get(replica.model)
+    return entry is not None and entry.model.spec.slice.effective_compute_limit > entry.model.spec.slice.compute
+
+
+def claim_of(state: ControllerState, entry: ModelState, now: float, monotonic: float) -> Claim | None:
+    """What the model asks of a fleet that cannot hold all; None before anything is recommended."""
+    if entry.recommendation is None or entry.wanted is None:
+        return None
+    least, _ = convert.replica_bounds(entry.model, datetime.fromtimestamp(now, UTC))
+    rate = state.demand.qps(entry.model.name, monotonic) or 0.0
+    return convert.claim(entry.model, entry.recommendation, entry.wanted, least, rate, entry.suffered)
 
 
 def measure_model(state: ControllerState, entry: ModelState, monotonic: float) -> Sample:
@@ -57,7 +101,8 @@ def measure_model(state: ControllerState, entry: ModelState, monotonic: float) -
 
 def _cores(state: ControllerState, model: Model, replica: Replica) -> float:
     device = next((d for d in state.inventory.devices if d.id == replica.placement.device), None)
-    bounded = convert.cores(device, model.spec.slice.compute) if device is not None else None
+    compute = replica.placement.request.compute + replica.loan
+    bounded = convert.cores(device, compute) if device is not None else None
     return model.spec.resources.requests.cpu / 1000 if bounded is None else bounded
 
 

@@ -99,7 +99,7 @@ def _conditions(state: ControllerState, entry: ModelState) -> tuple[ConditionVie
     ready = state.count(name, Phase.READY)
     wanted = entry.wanted or 0
     current = sum(r.live and r.revision == entry.model.revision for r in state.of_model(name))
-    refused = latest.refused if latest else ()
+    refused = tuple(filter(None, (latest.shared, *latest.refused))) if latest else ()
     waiting = latest.waiting if latest else ""
     troubled = [r for r in state.of_model(name) if r.phase in (Phase.CRASHED, Phase.UNREADY)]
     ejected = state.demand.ejections(name)
@@ -114,7 +114,7 @@ def _conditions(state: ControllerState, entry: ModelState) -> tuple[ConditionVie
         ConditionView(
             type="Placed",
             status="False" if refused else "True",
-            reason="NoFit" if refused else "AllPlaced",
+            reason="Shared" if latest and latest.shared else "NoFit" if refused else "AllPlaced",
             message="; ".join(refused),
         ),
         ConditionView(
@@ -152,6 +152,7 @@ def replica_view(state: ControllerState, replica: Replica) -> ReplicaView:
         memory_request=request.memory_mib,
         memory_limit=request.limit_mib,
         compute=request.compute,
+        loaned_compute=replica.loan,
         mechanism=request.mechanism,
         port=replica.port,
         pid=replica.pid,
@@ -191,6 +192,7 @@ def device_views(state: ControllerState) -> list[DeviceView]:
                 memory_requested=sum(r.placement.request.memory_mib for r in there),
                 memory_used=round(sum(used), 1) if "virtual" in device.mechanisms else None,
                 compute_requested=sum(r.placement.request.compute for r in there),
+                compute_loaned=sum(r.loan for r in there),
                 clients=len(there),
                 max_clients=device.max_clients,
                 mechanisms=tuple(sorted(device.mechanisms)),
@@ -238,6 +240,7 @@ def decision_view(decision: Decision) -> DecisionView:
             for p in decision.placements
         ),
         refused=decision.refused,
+        shared=decision.shared,
         waiting=decision.waiting,
     )
 
@@ -272,6 +275,8 @@ def _summary(state: ControllerState, entry: ModelState, monotonic: float) -> str
     if wanted.advisory:
         count = f"would be {wanted.replicas}, decided by {wanted.signal}; advisory, so {entry.wanted or 0} are kept"
     text = f"{seen}; {count}; {there}"
+    if entry.latest and entry.latest.shared:
+        text += f"; {entry.latest.shared}"
     if entry.latest and entry.latest.refused:
         text += "; no place for more: " + "; ".join(entry.latest.refused)
     if entry.latest and entry.latest.waiting:

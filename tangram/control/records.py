@@ -105,7 +105,9 @@ class Records:
 def planner_refusals(outcome: plans.Plan, model: str) -> tuple[str, ...]:
     """What stands in the way of a model, in words that do not change while it stands."""
     standing = tuple(dict.fromkeys(str(r) for r in outcome.refusals.get(model, ())))
-    return (*standing, *(["waiting"] if model in outcome.waiting else []))
+    share = outcome.shortage(model)
+    shared = [f"{share.granted} of {share.wanted}"] if share else []
+    return (*standing, *shared, *(["waiting"] if model in outcome.waiting else []))
 
 
 def event_of(replica: Replica, change: Change, now: float) -> EventView:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from autoscaler.quota import Claim
 from tangram.control.state import ControllerState, ModelState
 from tangram.control.store import Store
 from tangram.control.views import EventView
@@ -52,7 +53,7 @@ def advance(state: ControllerState, store: Store, now: float) -> None:
             log.info("%s: %s", name, told)
 
 
-def desired(entry: ModelState) -> plans.Desired | None:
+def desired(entry: ModelState, claim: Claim | None) -> plans.Desired | None:
     """What the planner is asked for; None before anything is recommended."""
     if entry.recommendation is None or entry.wanted is None:
         return None
@@ -61,8 +62,9 @@ def desired(entry: ModelState) -> plans.Desired | None:
     if running is not None and running.revision == entry.model.revision:
         canary = rollout.canary_count(running, terms, count)
         stable = entry.revisions.get(running.former) if canary else None
+    boost = 1.0 if entry.recommendation.advisory else entry.recommendation.boost
     because = "advisory" if entry.recommendation.advisory else entry.recommendation.signal
-    return plans.Desired(entry.model, count, because, canary, stable)
+    return plans.Desired(entry.model, count, because, canary, stable, boost, claim)
 
 
 def _roll_back(entry: ModelState, store: Store, ended: Rollout, now: float) -> None:

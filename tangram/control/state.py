@@ -13,7 +13,7 @@ from packer.inventory import Inventory
 from tangram.core.decision import Decision
 from tangram.core.demand import DemandTracker
 from tangram.core.outcomes import OutcomeTracker
-from tangram.core.plans import Attempts
+from tangram.core.plans import Attempts, Division
 from tangram.core.replica import Phase, Replica
 from tangram.core.rollout import Rollout
 from tangram.node.backend import InstanceStatus
@@ -35,6 +35,8 @@ class ModelState:
     recorded: tuple[int, tuple[str, ...]] | None = None
     """Count wanted and refusals of the decision recorded last."""
     attempts: Attempts = field(default_factory=Attempts)
+    suffered: float = 0.0
+    """Share of the replicas wanted that a full fleet refused of late, forgotten over a minute."""
     start_times_s: deque[float] = field(default_factory=lambda: deque(maxlen=8))
     """Seconds to ready of the last starts."""
     woken: bool = False
@@ -82,6 +84,8 @@ class ControllerState:
     """Whether the whole fleet is in advisory mode."""
     oversold: tuple[str, ...] = ()
     outcomes: OutcomeTracker = field(default_factory=OutcomeTracker)
+    division: Division | None = None
+    """Of a fleet that cannot hold all that is wanted."""
     moves: deque[float] = field(default_factory=deque)
     """When the moves of the last hour began."""
 

@@ -87,6 +87,8 @@ class ReplicaView(_View):
     memory_request: int
     memory_limit: int
     compute: int
+    loaned_compute: int = 0
+    """Percent beyond its slice, for the time being."""
     mechanism: str
     port: int
     pid: int | None = None
@@ -113,6 +115,7 @@ class DeviceView(_View):
     memory_used: float | None = None
     """Measured."""
     compute_requested: int
+    compute_loaned: int = 0
     clients: int
     max_clients: int
     mechanisms: tuple[str, ...]
@@ -149,6 +152,8 @@ class DecisionView(_View):
     placements: tuple[PlacementView, ...] = ()
     refused: tuple[str, ...] = ()
     """Why replicas that were wanted found no place, per device class."""
+    shared: str = ""
+    """What it was granted of a fleet that cannot hold what all models want, where that is less than it wants."""
     waiting: str = ""
     """Why nothing is started at present though more is wanted: starts that failed, until when."""
 

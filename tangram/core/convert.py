@@ -9,8 +9,9 @@ from typing import Final
 from zoneinfo import ZoneInfo
 
 from autoscaler.defaults import RulesSpec, behavior
+from autoscaler.quota import Claim
 from autoscaler.schedule import bounds
-from autoscaler.types import MetricTarget, Objective, RatePolicy, ScalingPolicy, Schedule
+from autoscaler.types import MetricTarget, Objective, RatePolicy, Recommendation, ScalingPolicy, Schedule
 from gateway import wire
 from gateway.limits import COLUMNS
 from gateway.wire import EndpointEntry, ModelEntry
@@ -18,7 +19,7 @@ from packer.inventory import Device, Inventory, Node, SliceRequest
 from packer.mix import Mix, Shape, shape_of
 from tangram.core.keys import Key
 from tangram.core.replica import Phase, Replica
-from tangram.spec import Fleet, Model, RequestLimits, ScalingRules, Tenant
+from tangram.spec import Fleet, Model, RequestLimits, ScalingMode, ScalingRules, Tenant
 
 #: Label of a virtual device: thousandths of a CPU core that stand for its whole compute.
 CORES_LABEL: Final = "tangram.dev/cores"
@@ -81,12 +82,14 @@ def expected_mix(wanted: Mapping[str, tuple[Model, int]]) -> Mix:
     return Mix.of({shape: 2.0 ** round(math.log2(weight)) for shape, weight in weights.items()})
 
 
-def scaling_policy(model: Model, *, advise: bool = False) -> ScalingPolicy:
+def scaling_policy(model: Model, *, advise: bool = False, most_boost: float = math.inf) -> ScalingPolicy:
     """What the operator wants of the model's replica count, defaults filled in.
 
-    With `advise` it is advisory whatever the model says. A count set by hand is acted on all the same.
+    With `advise` it is advisory whatever the model says. A count set by hand is acted on all the same. `most_boost` is
+    how many times its slice's compute a replica could have on its device, whatever the model allows.
     """
-    scaling = model.spec.scaling
+    scaling, wanted = model.spec.scaling, model.spec.slice
+    growth = wanted.effective_compute_limit / wanted.compute if wanted.compute else 1.0
     return ScalingPolicy(
         min_replicas=scaling.min_replicas,
         max_replicas=scaling.max_replicas,
@@ -99,9 +102,33 @@ def scaling_policy(model: Model, *, advise: bool = False) -> ScalingPolicy:
         objective=None
         if scaling.objective is None
         else Objective(scaling.objective.latency_milliseconds / 1000, scaling.objective.percentile),
+        max_boost=max(1.0, min(growth, most_boost)),
         fixed_replicas=scaling.replicas,
         schedules=_schedules(model),
         advisory=(scaling.advisory or advise) and scaling.replicas is None,
+    )
+
+
+def claim(model: Model, advice: Recommendation, wanted: int, least: int, rate: float, suffered: float) -> Claim:
+    """What the model asks of a fleet that cannot hold all; `rate` is what arrives now, in requests per second.
+
+    A count that is not the autoscaler's (set by hand, or kept in advisory mode) is claimed as the least one.
+    """
+    scaling = model.spec.scaling
+    rate = max([rate, *(r.value for r in advice.readings if r.name == "capacity" and r.value is not None)])
+    capacity = advice.capacity
+    if capacity is None or (scaling.mode is ScalingMode.HONOUR and scaling.target_qps is not None):
+        known = [c for c in (capacity, scaling.target_qps) if c is not None]
+        capacity = min(known, default=rate / wanted if rate and wanted else 1.0)
+    return Claim(
+        name=model.name,
+        wanted=wanted,
+        rate=rate,
+        capacity=capacity,
+        slots=float(model.spec.traffic.concurrency_per_replica or 1),
+        priority=model.spec.priority,
+        floor=wanted if scaling.replicas is not None or advice.advisory else least,
+        suffered=suffered,
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from autoscaler.types import Recommendation
 from packer.inventory import Placement
-from tangram.core.plans import Action, Drain, Plan, Start, Stop, Undrain
+from tangram.core.plans import Action, Drain, Plan, Resize, Start, Stop, Undrain
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,8 @@ class Decision:
     """Of the replicas started in this turn."""
     refused: tuple[str, ...] = ()
     """Why replicas that were wanted found no place."""
+    shared: str = ""
+    """What it was granted of a fleet that cannot hold all that is wanted, where that is less than it wants."""
     waiting: str = ""
     """Why nothing is started at present though more is wanted and there may be room."""
 
@@ -51,6 +53,7 @@ def decide(at: float, model: str, recommendation: Recommendation, desired: int, 
         actions=tuple(map(in_words, actions)),
         placements=tuple(a.replica.placement for a in actions if isinstance(a, Start) and not a.again),
         refused=tuple(counted),
+        shared=str(plan.shortage(model) or ""),
         waiting=plan.waiting.get(model, ""),
     )
 
@@ -66,6 +69,8 @@ def in_words(action: Action) -> str:
             return f"undrain {name}: {why}"
         case Stop(replica=name, why=why):
             return f"stop {name}: {why}"
+        case Resize(replica=name, why=why):
+            return f"resize {name}: {why}"
 
 
 def _model_of(action: Action) -> str:

@@ -70,6 +70,14 @@ def pack(models: Sequence[Model], inventory: Inventory, replicas: Mapping[str, i
     )
 
 
+def unplaceable(model: Model, inventory: Inventory) -> NoFit | None:
+    """Why no device could hold a replica of the model even if all were empty and well; None if one could."""
+    nodes = tuple(replace(n, schedulable=True) for n in inventory.nodes)
+    empty = Inventory(nodes, tuple(replace(d, healthy=True) for d in inventory.devices))
+    outcome = place(empty, [slice_request(model, model.name)])[0]
+    return outcome if isinstance(outcome, NoFit) else None
+
+
 def _counts(models: Sequence[Model], given: Mapping[str, int]) -> dict[str, int]:
     names = [m.name for m in models]
     for name, count in given.items():

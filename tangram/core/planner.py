@@ -22,13 +22,16 @@ Rules, in the order they are applied to a model:
 7. Another revision is rolled in make-before-break: one more than wanted may exist while one is replaced, and an old
    replica drains when its successor is ready. Where the fleet has no room for one more, an old one drains first, if
    others are ready to carry the load or it is the only one.
-8. While a canary is held, the wanted replicas of the former revision stay (and scale), and as many of the new one as
+8. What finds no place although every model keeps what it has is divided anew (division.py): models that have more than
+   their share make room for those that have less. What each was granted is part of the plan.
+9. A slice grows at once where the model allows it and its load wants more than its ready replicas can do (loans.py): by
+   what its device has not guaranteed to anyone, and only until others need it or more replicas are ready.
+10. While a canary is held, the wanted replicas of the former revision stay (and scale), and as many of the new one as
    the canary wants are added; where the fleet is full, an old one makes room if others carry the load.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
@@ -39,8 +42,10 @@ from packer.ledger import Ledger, LedgerError
 from packer.moves import make_room
 from packer.place import place, room
 from tangram.core.convert import slice_request
-from tangram.core.plans import Action, Attempts, Desired, Drain, Observed, Plan, Start, Stop, Undrain
-from tangram.core.replica import Phase, Replica
+from tangram.core.division import divide
+from tangram.core.loans import resizes
+from tangram.core.plans import Action, Attempts, Desired, Drain, Observed, Plan, Start, Stop, Undrain, apply
+from tangram.core.replica import Phase, Replica, victims
 from tangram.spec import Model
 
 #: Seconds a device is avoided by a model after a start there passed its progress deadline.
@@ -56,6 +61,7 @@ MOVES_A_PLAN: Final = 4
 MOVES_AN_HOUR: Final = 60
 #: Seconds a replica must have been ready before it may be moved.
 RESIDENCY_S: Final = 20.0
+_ROOM: Final = "room is being made"
 
 
 def ledger_of(inventory: Inventory, replicas: Sequence[Replica]) -> Ledger:
@@ -68,6 +74,30 @@ def plan(observed: Observed, desired: Mapping[str, Desired], ledger: Ledger, now
 
     New replicas have neither port nor slot yet: who records the actions gives them theirs.
     """
+    outcome = _plan(observed, desired, ledger, now)
+    if not any(n in desired and desired[n].claim for n in outcome.refusals.keys() - outcome.waiting.keys()):
+        return outcome
+    fleet = Inventory(ledger.nodes, ledger.devices)
+    division = divide(desired, observed.replicas, fleet, observed.division, now)
+    shares = division.shares
+    shared = {n: want.limited(shares[n]) if n in shares else want for n, want in desired.items()}
+    divided = _plan(observed, shared, ledger, now)
+    # What was refused is told in the packer's words.
+    refusals = dict(divided.refusals)
+    going = {r.name for r in observed.replicas if not r.live}
+    going |= {a.replica for a in divided.actions if isinstance(a, Drain | Stop)}
+    waiting = {
+        n: f"{text}: {', '.join(sorted(going))} leave" if text is _ROOM else text for n, text in divided.waiting.items()
+    }
+    for name, share in shares.items():
+        if share.granted < share.wanted and (standing := outcome.refusals.get(name)):
+            refusals[name] = (standing[0],) * (share.wanted - share.granted)
+    # That moves were looked for in vain is remembered; what the second plan says of a model's starts comes last.
+    attempts = {**outcome.attempts, **divided.attempts}
+    return replace(divided, refusals=refusals, waiting=waiting, attempts=attempts, division=division)
+
+
+def _plan(observed: Observed, desired: Mapping[str, Desired], ledger: Ledger, now: float) -> Plan:
     draft = _Draft(observed, ledger, now)
     by_model: dict[str, list[Replica]] = {}
     for replica in observed.replicas:
@@ -79,23 +109,8 @@ def plan(observed: Observed, desired: Mapping[str, Desired], ledger: Ledger, now
         draft.settle(want, by_model.get(want.model.name, []))
     if observed.tidy:
         draft.tidy()
+    draft.lend()
     return draft.finish()
-
-
-def apply(replicas: Sequence[Replica], actions: Sequence[Action], now: float) -> tuple[Replica, ...]:
-    """The replicas as they are recorded once the actions are."""
-    table = {r.name: r for r in replicas}
-    for action in actions:
-        match action:
-            case Start(replica=started):
-                table[started.name] = started
-            case Drain(replica=name, why=why):
-                table[name] = replace(table[name], phase=Phase.DRAINING, since=now, message=why)
-            case Undrain(replica=name):
-                table[name] = replace(table[name], phase=Phase.READY, since=now, message="")
-            case Stop(replica=name, why=why):
-                table[name] = replace(table[name], phase=Phase.STOPPING, since=now, message=why)
-    return tuple(table.values())
 
 
 class _Draft:
@@ -144,7 +159,8 @@ class _Draft:
             why = f"{want.wanted}, {len(new)} there"
             for replica in siblings:
                 self._let_go(replica, f"its move is off: {why}")
-            for replica in _victims(new, len(new) - want.count):
+            keep = want.dealt.keep if want.dealt is not None else frozenset()
+            for replica in victims(new, len(new) - want.count, {r.name for r in new} - keep if keep else ()):
                 self._let_go(replica, why)
 
     def _finish_drains(self, replicas: Sequence[Replica], drain_s: float) -> list[Replica]:
@@ -208,6 +224,8 @@ class _Draft:
             for r in replicas
             if r.phase is Phase.DRAINING and r.revision == want.model.revision and r.name not in stopped
         ]
+        if want.dealt is not None:
+            draining = [r for r in draining if r.name in want.dealt.keep]
         draining.sort(key=lambda r: (-r.since, r.name))
         back = draining[:missing]
         for replica in back:
@@ -224,6 +242,8 @@ class _Draft:
                 f"next attempt in {attempts.retry_at - self._now:.0f} s"
             )
             return 0
+        if want.dealt is not None:
+            return self._start_dealt(want, want.dealt.places[:missing])
         avoid = frozenset(d for d, until in attempts.avoid.items() if until > self._now)
         inventory = self._ledger.inventory()
         # One more than there is room for tells why the rest found no place.
@@ -241,6 +261,19 @@ class _Draft:
         if refusal is not None:
             self._refusals[model.name] = (refusal,) * (missing - started)
             self._make_room(model, refusal, attempts)
+        return started
+
+    def _start_dealt(self, want: Desired, places: Sequence[Placement]) -> int:
+        """Start where the division says, as far as who leaves has gone."""
+        model, started = want.model, 0
+        for placement in places:
+            request = slice_request(model, f"{model.name}-{self._ordinals.get(model.name, 1)}")
+            try:
+                self._begin(model, replace(placement, request=request), want.wanted)
+            except LedgerError:
+                self._waiting[model.name] = _ROOM
+            else:
+                started += 1
         return started
 
     def _begin(self, model: Model, placement: Placement, why: str, replaces: str = "") -> None:
@@ -295,6 +328,11 @@ class _Draft:
             moved.append(f"{move.instance} from {move.source.device} to {move.target.device}")
         self._waiting[model.name] = f"room is being made: {', '.join(moved)}"
 
+    def lend(self) -> None:
+        """Slices that grow, or are taken back what they had, before anything is started in its place."""
+        replicas = apply(self._observed.replicas, self._actions, self._now)
+        self._actions[:0] = resizes(self._desired, replicas, self._ledger)
+
     def tidy(self) -> None:
         """Begin a move that pays for itself, when there is nothing else to do."""
         busy = self._actions or self._refusals or self._moves_left <= 0
@@ -333,12 +371,12 @@ class _Draft:
         for replica in [r for r in old if r.phase is not Phase.READY]:
             self._let_go(replica, f"replaced by revision {revision}")
             old.remove(replica)
-        for replica in _victims(new, len(new) - count):
+        for replica in victims(new, len(new) - count):
             self._let_go(replica, f"{want.wanted}, {len(new)} there")
             new.remove(replica)
         ready_new = sum(r.phase is Phase.READY for r in new)
         surplus = ready_new + len(old) - count
-        for replica in _victims(old, surplus):
+        for replica in victims(old, surplus):
             self._let_go(replica, f"replaced by revision {revision}")
             old.remove(replica)
         missing = count - len(new)
@@ -352,7 +390,7 @@ class _Draft:
         if full and not gotten and not leaving and not coming and old:
             carried = ready_new + len(old) > 1
             why = "others carry the load" if carried else "it is the only one"
-            self._let_go(_victims(old, 1)[0], f"no room for one more during the roll to revision {revision}; {why}")
+            self._let_go(victims(old, 1)[0], f"no room for one more during the roll to revision {revision}; {why}")
 
     def _hold_canary(
         self, want: Desired, stable: Model, new: list[Replica], old: list[Replica], replicas: Sequence[Replica]
@@ -361,9 +399,9 @@ class _Draft:
         for replica in [r for r in old if r.revision != stable.revision]:
             self._let_go(replica, f"neither of revision {stable.revision} nor of {want.model.revision}")
             old.remove(replica)
-        for replica in _victims(new, len(new) - want.canary):
+        for replica in victims(new, len(new) - want.canary):
             self._let_go(replica, f"{want.canary} wanted as canary, {len(new)} there")
-        for replica in _victims(old, len(old) - want.count):
+        for replica in victims(old, len(old) - want.count):
             self._let_go(replica, f"{want.wanted}, {len(old)} there")
         lacking = want.canary - len(new)
         gotten = self._grow(want, lacking, replicas) if lacking > 0 else 0
@@ -371,7 +409,7 @@ class _Draft:
         full = want.model.name in self._refusals and want.model.name not in self._waiting
         if lacking > gotten and full and not leaving and _ready(old) > 1:
             why = f"no room for a canary of revision {want.model.revision}; others carry the load"
-            self._let_go(_victims(old, 1)[0], why)
+            self._let_go(victims(old, 1)[0], why)
         elif lacking <= gotten and len(old) < want.count:
             self._grow(replace(want, model=stable), want.count - len(old), replicas)
 
@@ -397,29 +435,3 @@ def _waits_since(replica: Replica) -> float:
 
 def _lie(inventory: Inventory) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((p.request.id, p.device) for p in inventory.placements))
-
-
-_LEAVE_FIRST: Final = {Phase.CRASHED: 0, Phase.STARTING: 1, Phase.UNREADY: 2, Phase.READY: 3}
-
-
-def _victims(live: Sequence[Replica], count: int) -> list[Replica]:
-    """The `count` replicas whose leaving harms least."""
-    pool = list(live)
-    chosen: list[Replica] = []
-    for _ in range(min(count, len(pool))):
-        siblings = Counter(r.placement.device for r in pool)
-        victim = min(
-            pool,
-            key=lambda r: (_LEAVE_FIRST[r.phase], -siblings[r.placement.device], -r.created_at, r.name),
-        )
-        pool.remove(victim)
-        chosen.append(victim)
-    return chosen
-
-
-def unplaceable(model: Model, inventory: Inventory) -> NoFit | None:
-    """Why no device could hold a replica of the model even if all were empty and well; None if one could."""
-    nodes = tuple(replace(n, schedulable=True) for n in inventory.nodes)
-    empty = Inventory(nodes, tuple(replace(d, healthy=True) for d in inventory.devices))
-    outcome = place(empty, [slice_request(model, model.name)])[0]
-    return outcome if isinstance(outcome, NoFit) else None

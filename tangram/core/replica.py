@@ -12,12 +12,14 @@ once and does not now. CRASHED: its process ended by itself and is started again
 slice. DRAINING: finishes what is in flight and gets nothing new. STOPPING: its process is being ended; the record, and
 with it the reservation of the slice, goes when the process is gone.
 
-The planner moves replicas by actions (`planner.apply`); the world moves them by what is observed of their processes
+The planner moves replicas by actions (`plans.apply`); the world moves them by what is observed of their processes
 (`observe`). Both return new records and never look at a clock.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
@@ -74,6 +76,8 @@ class Replica:
     """In all."""
     retry_at: float | None = None
     """When a crashed replica is to be started again."""
+    loan: int = 0
+    """Percent of its device's compute that it has beyond its slice, for the time being."""
     replaces: str = ""
     """The replica whose slice this one takes over in a move; it drains when this one is ready."""
     message: str = ""
@@ -173,3 +177,27 @@ def _how_it_ended(seen: Observation) -> str:
     if seen.exit_code < 0:
         return f"process was ended by signal {-seen.exit_code}"
     return f"process exited with code {seen.exit_code}"
+
+
+_LEAVE_FIRST: Final = {Phase.CRASHED: 0, Phase.STARTING: 1, Phase.UNREADY: 2, Phase.READY: 3}
+
+
+def victims(live: Sequence[Replica], count: int, first: Collection[str] = ()) -> list[Replica]:
+    """The `count` replicas whose leaving harms least, those named `first` before all others."""
+    pool = list(live)
+    chosen: list[Replica] = []
+    for _ in range(min(count, len(pool))):
+        siblings = Counter(r.placement.device for r in pool)
+        victim = min(
+            pool,
+            key=lambda r: (
+                r.name not in first,
+                _LEAVE_FIRST[r.phase],
+                -siblings[r.placement.device],
+                -r.created_at,
+                r.name,
+            ),
+        )
+        pool.remove(victim)
+        chosen.append(victim)
+    return chosen

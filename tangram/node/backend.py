@@ -91,6 +91,9 @@ class Backend(Protocol):
     async def stop(self, instance: str, grace_s: float) -> None:
         """SIGTERM to the process group, SIGKILL after grace_s; returns when the process is gone."""
 
+    def resize(self, instance: str, cores: float | None) -> None:
+        """Hold a running Instance to so many cores from now on; nothing where there is none."""
+
     def forget(self, instance: str) -> None:
         """Drop the status of an exited Instance."""
 

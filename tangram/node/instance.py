@@ -35,7 +35,7 @@ _MESSAGE_LENGTH: Final = 300
 class Instance:
     """Watches from `watch` until the end of the process or `close`, whichever is first.
 
-    `changed` is called after each change of phase, `entering` with the new phase before it.
+    `changed` is called after each change of phase, `entering` with its order and the new phase before it.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Instance:
         log_offset: int = 0,
         clock: Callable[[], float],
         changed: Callable[[], None],
-        entering: Callable[[InstancePhase], None],
+        entering: Callable[[StartOrder, InstancePhase], None],
         adopted: bool = False,
         started_at: float | None = None,
         ready_at: float | None = None,
@@ -237,7 +237,7 @@ class Instance:
             _log.error("%s has left processes that SIGKILL does not end: %s", self.order.instance, outlived)
 
     def _enter(self, phase: InstancePhase) -> None:
-        self._entering(phase)
+        self._entering(self.order, phase)
         self.phase = phase
         self._changed()
 

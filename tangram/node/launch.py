@@ -48,6 +48,12 @@ def order(model: Model, instance: str, port: int, device: Device) -> StartOrder:
     )
 
 
+def cores(model: Model, device: Device, loan: int) -> float | None:
+    """Cores of a slice that has `loan` percent of the device's compute beyond its own."""
+    wanted = model.spec.slice
+    return mechanisms.settings(wanted.mechanism.value, device, wanted.compute + loan).cpu_cores
+
+
 def _argv(runtime: Runtime, model: str, instance: str, port: int) -> tuple[str, ...]:
     if runtime.kind is RuntimeKind.EMBEDDED:
         # -P: a file in the working directory must not stand in for one of the server's own modules.

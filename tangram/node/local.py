@@ -15,6 +15,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -54,6 +55,7 @@ class LocalBackend:
         self._on_change = on_change
         self._clock = clock
         self._groups = virtual.CpuGroups(self._state_dir, cgroup_parent or virtual.find_parent())
+        self._budgets = virtual.CpuBudgets(self._state_dir)
         self._instances: dict[str, Instance] = {}
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._starting: set[asyncio.Task[InstanceStatus]] = set()
@@ -77,6 +79,16 @@ class LocalBackend:
     async def stop_all(self, grace_s: float) -> None:
         """Stop every Instance, all at once."""
         await asyncio.gather(*(self.stop(name, grace_s) for name in list(self._instances)))
+
+    def resize(self, instance: str, cores: float | None) -> None:
+        """Hold an Instance to so many cores from now on: by its cgroup, or by the budget that it keeps itself."""
+        watched = self._instances.get(instance)
+        if watched is None or not watched.alive or cores is None:
+            return
+        watched.order = replace(watched.order, cpu_cores=cores)
+        if watched.phase is not InstancePhase.STARTING:
+            self._groups.limit(instance, cores)
+        self._budgets.write(instance, cores)
 
     def forget(self, instance: str) -> None:
         """Drop the status of an exited Instance. The logs of the last 50 that are gone are kept."""
@@ -188,6 +200,7 @@ class LocalBackend:
             wrapper = self._groups.enter(order.instance, order.cpu_cores)
             if not wrapper:
                 markers[processes.CPU_CORES] = f"{order.cpu_cores:g}"
+            markers[processes.CPU_FILE] = str(self._budgets.begin(order.instance))
         env = processes.child_environment(os.environ, order.env, markers)
         try:
             offset = log.stat().st_size
@@ -222,7 +235,7 @@ class LocalBackend:
             log_offset=log_offset,
             clock=self._clock,
             changed=partial(self._on_change, order.instance),
-            entering=partial(self._entering, order),
+            entering=self._entering,
             adopted=adopted,
             started_at=started_at,
             ready_at=ready_at,
@@ -233,6 +246,7 @@ class LocalBackend:
             self._groups.limit(order.instance, order.cpu_cores)
         elif phase is InstancePhase.EXITED:
             self._groups.remove(order.instance)
+            self._budgets.remove(order.instance)
 
     async def _settle(self, watched: Instance) -> None:
         """Until it has been probed once, or has ended."""

@@ -42,6 +42,8 @@ READINESS: Final = "TANGRAM_READINESS_PATH"
 CPU_SHARE: Final = "TANGRAM_CPU_SHARE"
 #: The same, where the Instance has to keep to them by itself.
 CPU_CORES: Final = "TANGRAM_CPU_CORES"
+#: A file that says so anew when it changes while the Instance runs.
+CPU_FILE: Final = "TANGRAM_CPU_FILE"
 
 _PREFIX: Final = "TANGRAM_"
 _TICKS_A_SECOND: Final = os.sysconf("SC_CLK_TCK")

@@ -19,7 +19,7 @@ from tangram.spec.traffic import Traffic
 class ModelSpec(Doc):
     project: Name = "default"
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
-    """Higher is served first when the fleet cannot hold all."""
+    """Higher is served first when the fleet cannot hold all; each step doubles what a late request counts."""
     runtime: Runtime
     resources: Resources = Resources()
     slice: SliceSpec
@@ -45,4 +45,5 @@ class Model(Doc):
         shape = self.spec.model_dump(mode="json", include={"runtime", "resources", "slice"}, by_alias=True)
         for later in ("readiness", "progressDeadlineSeconds", "terminationGracePeriodSeconds"):
             del shape["runtime"][later]
+        del shape["slice"]["computeLimit"]
         return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:8]

@@ -54,5 +54,29 @@ class SliceSpec(Doc):
     memory: SliceMemory
     compute: Percent = 0
     """Percent of the device's compute, hard; 0 is best effort."""
+    compute_limit: Percent | None = None
+    """Percent it may grow to, of what the device has left, until more replicas are ready; `compute` where absent."""
     mechanism: Mechanism = Mechanism.VIRTUAL
     device_selector: DeviceSelector = DeviceSelector()
+
+    @model_validator(mode="after")
+    def _growing(self) -> Self:
+        if self.compute_limit is None:
+            return self
+        if self.compute_limit < self.compute:
+            raise ValueError(
+                f"computeLimit {self.compute_limit} is less than compute {self.compute}; raise it or leave it out"
+            )
+        if not self.compute:
+            raise ValueError("computeLimit is given without compute; a slice grows from what it is guaranteed")
+        if self.mechanism is not Mechanism.VIRTUAL:
+            raise ValueError(
+                f"computeLimit: the mechanism {self.mechanism.value} cannot change the compute of a running replica; "
+                "leave it out"
+            )
+        return self
+
+    @property
+    def effective_compute_limit(self) -> int:
+        """Percent an Instance may grow to."""
+        return self.compute if self.compute_limit is None else self.compute_limit

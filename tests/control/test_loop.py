@@ -14,7 +14,7 @@ import pytest
 from autoscaler.policy import State as PolicyState
 from gateway.wire import EndpointCounters, ModelCounters, ModelEntry, Report
 from packer.inventory import Device, Inventory, Node
-from tangram.control import present
+from tangram.control import measure, present
 from tangram.control.loop import ControlLoop
 from tangram.control.state import ControllerState, ModelState
 from tangram.control.store import Store
@@ -32,6 +32,7 @@ class Machine:
         self.refuses = ""
         self.starts: list[str] = []
         self.stops: list[str] = []
+        self.cores: dict[str, float | None] = {}
 
     async def start(self, order: StartOrder) -> InstanceStatus:
         if self.refuses:
@@ -53,6 +54,9 @@ class Machine:
         for name, status in self.there.items():
             if status.phase is InstancePhase.STARTING:
                 self.becomes(name, InstancePhase.READY)
+
+    def resize(self, instance: str, cores: float | None) -> None:
+        self.cores[instance] = cores
 
     def forget(self, instance: str) -> None:
         self.there.pop(instance, None)
@@ -449,3 +453,111 @@ async def test_a_whole_fleet_may_be_advised(world: World) -> None:
     assert world.phases() == {}
     assert world.state.models["digits"].recommendation is not None
     assert world.state.models["digits"].recommendation.replicas == 1
+
+
+class Asking:
+    """Clients of many models, as the gateway would report them: each replica serves ten requests a second."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.totals: dict[str, list[float]] = {}
+
+    def second(self, rates: Mapping[str, float]) -> None:
+        self.world.now += 0.5
+        for name, rate in rates.items():
+            arrived, answered, flying, waited = self.totals.setdefault(name, [0.0] * 4)
+            ready = self.world.state.count(name, Phase.READY)
+            arrived += rate
+            served = min(arrived - answered, 10.0 * ready)
+            self.totals[name] = [
+                arrived,
+                answered + served,
+                flying + served * 0.1,
+                waited + arrived - answered - served,
+            ]
+        models = tuple(
+            ModelCounters(name=n, arrivals=int(a), completions=int(c), in_flight_s=f, queued_s=q)
+            for n, (a, c, f, q) in self.totals.items()
+        )
+        report = Report(worker=0, epoch="e", uptime_s=self.world.now, applied=(0, 0), models=models)
+        self.world.state.demand.report(report, self.world.now)
+        self.world.now -= 0.5
+
+
+async def test_ten_models_share_a_fleet_that_holds_fewer_than_they_want(world: World) -> None:
+    names = [f"m{i}" for i in range(10)]
+    for i, name in enumerate(names):
+        world.declare(name, memory="50Mi", targetQPS=10)
+        world.state.models[name].model = world.state.models[name].model.model_copy(
+            update={"spec": world.state.models[name].model.spec.model_copy(update={"priority": i % 2})}
+        )
+    asking, least = Asking(world), dict.fromkeys(names, 99)
+    changes: list[int] = []
+    for second in range(120):
+        # Each is quiet but for its hour, and three hours fall together; more is wanted than the forty that fit.
+        rates = {n: 85.0 if (second // 40 + i) % 10 < 5 else 15.0 for i, n in enumerate(names)}
+        asking.second(rates)
+        world.node.all_ready()
+        before = {r.name for r in world.state.replicas.values() if r.live}
+        world.gateway.empty = set(world.phases())
+        await world.turn()
+        after = {r.name for r in world.state.replicas.values() if r.live}
+        changes.append(len(before ^ after))
+        assert world.state.oversold == ()
+        assert len(world.phases()) <= 40
+        if second >= 20:
+            for name in names:
+                live = sum(r.live for r in world.state.of_model(name))
+                least[name] = min(least[name], live)
+    assert min(least.values()) >= 1, "none is starved"
+    assert sum(changes[-40:]) <= 60, "replicas are not handed to and fro"
+    short = [
+        n
+        for n in names
+        if "Shared" in [c.reason for c in present.model_view(world.state, world.state.models[n], 0.0).conditions]
+    ]
+    assert short
+    entry = world.state.models[short[0]]
+    told = present.explain_view(world.state, entry, (), world.now, world.now)
+    assert "the fleet cannot hold what all models want" in told.summary
+    assert told.latest is not None
+    assert told.latest.shared.startswith("granted ")
+
+
+async def test_a_slice_grows_at_once_under_a_step_and_gives_back_when_siblings_are_ready(world: World) -> None:
+    labels = {"tangram.dev/cores": "1000"}
+    inventory = world.state.inventory
+    world.state.inventory = replace(inventory, devices=tuple(replace(d, labels=labels) for d in inventory.devices))
+    document = {
+        "metadata": {"name": "digits"},
+        "spec": {
+            "runtime": {"model": "/m.py"},
+            "slice": {"memory": {"request": "100Mi"}, "compute": 20, "computeLimit": 80},
+            "traffic": {"concurrencyPerReplica": 1},
+            "scaling": {"minReplicas": 1, "maxReplicas": 8},
+        },
+    }
+    world.state.models["digits"] = ModelState(Model.model_validate(document), 0.0, PolicyState.initial(0.0))
+    asking = Asking(world)
+    await world.turn()
+    world.node.all_ready()
+    for _ in range(60):
+        asking.second({"digits": 5.0})
+        await world.turn()
+    assert world.node.cores == {}
+    for _ in range(5):
+        asking.second({"digits": 25.0})
+        await world.turn()
+    grown = world.state.replicas["digits-1"].loan
+    assert grown > 0
+    assert world.node.cores["digits-1"] == pytest.approx((20 + grown) / 100)
+    assert world.recorded()["digits-1"] is Phase.READY
+    assert len(world.phases()) > 1
+    assert measure.supply_of(world.state, world.state.models["digits"]).boost == pytest.approx(1 + grown / 20)
+    world.node.all_ready()
+    for _ in range(90):
+        asking.second({"digits": 25.0})
+        world.node.all_ready()
+        await world.turn()
+    assert world.state.replicas["digits-1"].loan == 0
+    assert world.node.cores["digits-1"] == pytest.approx(0.2)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from packer.inventory import Device, Inventory, Node
 from packer.verify import verify
-from tangram.core import planner
+from tangram.core import packing, planner
 from tangram.core.planner import apply, ledger_of, plan
 from tangram.core.plans import Attempts, Desired, Drain, Observed, Plan, Start, Stop, Undrain
 from tangram.core.replica import Observation, Phase, Replica, observe
@@ -408,8 +408,8 @@ def _model(name: str, memory: int) -> Model:
 
 
 def test_a_model_that_no_device_could_hold_is_known(fleet: Inventory, make_model: Any) -> None:
-    assert planner.unplaceable(make_model(memory="999Mi"), fleet) is None
-    refusal = planner.unplaceable(make_model(memory="1001Mi"), fleet)
+    assert packing.unplaceable(make_model(memory="999Mi"), fleet) is None
+    refusal = packing.unplaceable(make_model(memory="1001Mi"), fleet)
     assert refusal is not None
     assert refusal.permanent
 
@@ -514,8 +514,8 @@ class TestMoves:
 
 def test_a_device_that_is_ill_for_a_while_could_still_hold_a_model(make_model: Any, fleet: Inventory) -> None:
     ill = replace(fleet, devices=tuple(replace(d, healthy=False) for d in fleet.devices))
-    assert planner.unplaceable(make_model(memory="900Mi"), ill) is None
-    assert planner.unplaceable(make_model(memory="1001Mi"), ill) is not None
+    assert packing.unplaceable(make_model(memory="900Mi"), ill) is None
+    assert packing.unplaceable(make_model(memory="1001Mi"), ill) is not None
 
 
 # --- canary ---

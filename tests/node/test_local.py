@@ -82,6 +82,7 @@ async def test_the_process_finds_its_markers_and_order_and_not_the_controllers_o
         "TANGRAM_READINESS_PATH": "/ready",
         "TANGRAM_CPU_SHARE": "0.25",
         "TANGRAM_CPU_CORES": "0.25",
+        "TANGRAM_CPU_FILE": str(state / "cpu" / "x"),
     }
     assert (env["ODD"], env["EMPTY"], env["INHERITED"]) == (odd, "", "yes")
     assert (folder, stdin, leads) == (str(tmp_path), "", True)
@@ -478,6 +479,10 @@ async def test_a_cgroup_holds_the_cpu_from_readiness_on(
     assert (group / "cpu.max").read_text().startswith("max ")
     await changes.until(lambda: phase(backend) is InstancePhase.READY)
     assert (group / "cpu.max").read_text() == "10000 20000"
+    backend.resize("digits-a", 0.75)
+    assert (group / "cpu.max").read_text() == "15000 20000"
+    assert (state / "cpu" / "digits-a").read_text() == "0.75"
+    backend.resize("nobody", 0.75)
     assert (processes.read_markers(pid) or {})["TANGRAM_CPU_SHARE"] == "0.5"
     # 0 is the writer itself, which then became the server.
     assert (group / "cgroup.procs").read_text() == "0\n"
@@ -487,6 +492,7 @@ async def test_a_cgroup_holds_the_cpu_from_readiness_on(
     await backend.stop("digits-a", 60.0)
     await backend.close()
     assert list(parent.iterdir()) == []
+    assert list((state / "cpu").iterdir()) == []
 
 
 async def test_an_instance_that_no_record_knows_is_held_to_its_share_too(

@@ -126,3 +126,13 @@ def test_every_device_of_a_slice_of_several_is_looked_at() -> None:
         books.reserve(replace(wide, more_devices=("a/gpu-9",)))
     after = books.reserve(replace(wide, more_devices=("a/gpu-2",)))
     assert [after.balance(d.id).guaranteed_mib for d in devices] == [600, 600, 600]
+
+
+def test_compute_on_loan_is_of_what_nobody_is_guaranteed():
+    books = ledger().reserve(slice_of("x", 100, compute=30), slice_of("y", 100, compute=40))
+    lent = books.lend_compute("x", 30)
+    balance = lent.balance("a/gpu-0")
+    assert (balance.compute, balance.loaned_compute, balance.loanable_compute) == (70, 30, 0)
+    with pytest.raises(LoanRefused, match="1 percent of compute on loan; a/gpu-0 has 0 percent to lend"):
+        lent.lend_compute("y", 1)
+    assert lent.lend_compute("x", 10).lend_compute("y", 20).oversold() == ()

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tangram.node.runtimes.embedded.budget import CpuBudget, cores_from
+from tangram.node.runtimes.embedded.budget import CoresFile, CpuBudget, cores_from
 
 
 def test_a_burst_passes_then_work_rests_until_the_debt_and_a_period_are_earned() -> None:
@@ -80,3 +81,27 @@ def test_bad_environment_names_variable_and_value(text: str) -> None:
 def test_budget_of_nothing_is_refused(cores: float) -> None:
     with pytest.raises(ValueError, match="is not a positive number"):
         CpuBudget(cores, now=0, cpu=0)
+
+
+def test_a_changed_share_holds_from_then_on_and_debts_stay() -> None:
+    budget = CpuBudget(0.1, now=0.0, cpu=0.0)
+    assert budget.delay(0.0, 1.08) > 9.0
+    budget.resize(1.0, 0.0, 1.08)
+    assert budget.delay(0.0, 1.08) == pytest.approx(1.0 + 0.08)
+    assert budget.delay(1.1, 1.08) == 0.0
+
+
+def test_the_file_says_what_has_changed_and_no_nonsense(tmp_path: Path) -> None:
+    path = tmp_path / "cores"
+    file = CoresFile(str(path))
+    assert file.changed(0.0) is None
+    path.write_text("0.5")
+    assert file.changed(0.01) is None, "it was looked at only just now"
+    assert file.changed(1.0) == 0.5
+    assert file.changed(2.0) is None
+    path.write_text("much")
+    assert file.changed(3.0) is None
+    part = tmp_path / "part"
+    part.write_text("0.25")
+    part.replace(path)
+    assert file.changed(4.0) == 0.25

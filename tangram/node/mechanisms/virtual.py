@@ -2,7 +2,8 @@
 
 The share is held by a cgroup (v2) of the Instance's own with `cpu.max`, where the controller may make one: some
 cgroup above or at its own is writable and gives its children the cpu controller. Elsewhere the Instance gets
-TANGRAM_CPU_CORES in its environment, and the embedded server keeps to it by itself.
+TANGRAM_CPU_CORES in its environment, and the embedded server keeps to it by itself. When the share changes while it
+runs, the cgroup's limit is changed, or the file that TANGRAM_CPU_FILE names.
 
 A process is put into its cgroup before its program begins, by a line of shell that then execs the program, so that
 no child escapes. The limit is set when the Instance is ready first: loading a model is no use of the device's compute.
@@ -10,6 +11,7 @@ no child escapes. The limit is set when the Instance is ready first: loading a m
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -63,6 +65,33 @@ def find_parent(mount: Path = _MOUNT, own: Path = Path("/proc/self/cgroup")) -> 
         if "cpu" in controllers and os.access(candidate, os.W_OK) and os.access(candidate / "cgroup.procs", os.W_OK):
             return candidate
     return None
+
+
+class CpuBudgets:
+    """The files that tell Instances of a changed share, `cpu/INSTANCE` in the state directory."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._folder = state_dir / "cpu"
+
+    def begin(self, instance: str) -> Path:
+        """Where a new process of the Instance will be told; what a former one was told is gone."""
+        self.remove(instance)
+        return self._folder / instance
+
+    def write(self, instance: str, cores: float) -> None:
+        """Tell it."""
+        part = self._folder / f"{instance}.part"
+        try:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            part.write_text(f"{cores:g}")
+            part.replace(self._folder / instance)
+        except OSError as error:
+            _log.warning("%s is not told that it may use %g cores: %s", instance, cores, error)
+
+    def remove(self, instance: str) -> None:
+        """Drop the file of an Instance that is gone."""
+        with contextlib.suppress(OSError):
+            (self._folder / instance).unlink(missing_ok=True)
 
 
 class CpuGroups:

@@ -23,14 +23,16 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
 
-    from tangram.node.runtimes.embedded.budget import cores_from
+    from tangram.node.runtimes.embedded.budget import CoresFile, cores_from
     from tangram.node.runtimes.embedded.server import serve
 
     try:
         cores = cores_from(os.environ.get("TANGRAM_CPU_CORES"))
     except ValueError as error:
         parser.error(str(error))
-    return serve(arguments.model, arguments.name or arguments.model.stem, arguments.host, arguments.port, cores)
+    told = os.environ.get("TANGRAM_CPU_FILE")
+    file = CoresFile(told) if told else None
+    return serve(arguments.model, arguments.name or arguments.model.stem, arguments.host, arguments.port, cores, file)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,12 @@ stretch of time the process uses at most `cores` times its length, plus the burs
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Final
 
 _PERIOD_S: Final = 0.1
+#: The longest that a changed share goes unnoticed.
+LOOK_S: Final = 0.1
 
 
 class CpuBudget:
@@ -40,8 +43,40 @@ class CpuBudget:
         self._resting = self._tokens < (self._enough if self._resting else 0.0)
         return (self._enough - self._tokens) / self.cores if self._resting else 0.0
 
+    def resize(self, cores: float, now: float, cpu: float) -> None:
+        """From now on the process may use so many cores; what it owes stays."""
+        self.delay(now, cpu)
+        self.cores = cores
+        self._enough = min(cores * _PERIOD_S, self._burst_s)
+
     def __repr__(self) -> str:
         return f"CpuBudget(cores={self.cores:g}, tokens={self._tokens:.4f})"
+
+
+class CoresFile:
+    """A file that says how many cores the process may use; looked at a few times a second at most.
+
+    Absent, unreadable or without sense, it says nothing.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+        self._next = -math.inf
+        self._seen: tuple[int, int] | None = None
+
+    def changed(self, now: float) -> float | None:
+        """The cores, where the file has changed since it was last asked."""
+        if now < self._next:
+            return None
+        self._next = now + LOOK_S
+        try:
+            found = self._path.stat()
+            if (seen := (found.st_mtime_ns, found.st_ino)) == self._seen:
+                return None
+            self._seen = seen
+            return cores_from(self._path.read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            return None
 
 
 def cores_from(text: str | None) -> float | None:

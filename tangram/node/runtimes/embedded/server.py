@@ -20,6 +20,7 @@ from aiohttp import web
 
 from tangram.node.runtimes.embedded import openai
 from tangram.node.runtimes.embedded.api import BadRequestError, Model, Tensor
+from tangram.node.runtimes.embedded.budget import CoresFile
 from tangram.node.runtimes.embedded.errors import NotFoundError, NotReadyError, answer_errors
 from tangram.node.runtimes.embedded.loader import LoadError, load_class
 from tangram.node.runtimes.embedded.tensors import InferResponse, decode_request, encode_response
@@ -167,9 +168,9 @@ def _load(path: Path) -> Model:
     return model
 
 
-async def _serve(path: Path, name: str, host: str, port: int, cores: float | None) -> int:
+async def _serve(path: Path, name: str, host: str, port: int, cores: float | None, file: CoresFile | None) -> int:
     began = time.monotonic()
-    server = Server(name, Worker(cores))
+    server = Server(name, Worker(cores, file))
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -206,6 +207,6 @@ async def _serve(path: Path, name: str, host: str, port: int, cores: float | Non
     return 0
 
 
-def serve(path: Path, name: str, host: str, port: int, cores: float | None) -> int:
+def serve(path: Path, name: str, host: str, port: int, cores: float | None, file: CoresFile | None = None) -> int:
     """Serve a model file until SIGTERM or SIGINT; the process' exit code."""
-    return asyncio.run(_serve(path, name, host, port, cores))
+    return asyncio.run(_serve(path, name, host, port, cores, file))

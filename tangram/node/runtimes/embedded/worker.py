@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, ParamSpec, TypeVar
 
-from tangram.node.runtimes.embedded.budget import CpuBudget
+from tangram.node.runtimes.embedded.budget import LOOK_S, CoresFile, CpuBudget
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -23,8 +23,10 @@ _END: Final = object()
 class Worker:
     """The thread beside the event loop in which the model lives."""
 
-    def __init__(self, cores: float | None) -> None:
+    def __init__(self, cores: float | None, file: CoresFile | None = None) -> None:
+        """`file` tells of other cores than the ones to begin with."""
         self._cores = cores
+        self._file = file
         self._budget: CpuBudget | None = None
         self._turn = asyncio.Lock()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
@@ -38,10 +40,13 @@ class Worker:
         """Run a function in the model's thread when its turn has come; its result or exception."""
         async with self._turn:
             while self._budget is not None:
-                delay = self._budget.delay(time.monotonic(), time.process_time())
+                now, cpu = time.monotonic(), time.process_time()
+                if self._file is not None and (cores := self._file.changed(now)) is not None:
+                    self._budget.resize(cores, now, cpu)
+                delay = self._budget.delay(now, cpu)
                 if delay <= 0:
                     break
-                await asyncio.sleep(delay)
+                await asyncio.sleep(delay if self._file is None else min(delay, LOOK_S))
             return await asyncio.wrap_future(self._thread.submit(function, *args, **kwargs))
 
     async def iterate(self, make: Callable[[], Iterator[str]]) -> AsyncGenerator[str, None]:

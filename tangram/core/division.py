@@ -1,0 +1,334 @@
+"""Who gets how many replicas of a fleet that cannot hold all that is wanted: autoscaler and packer decide together.
+
+The autoscaler's `quota` says what each model's next replica is worth (late requests that it spares, weighed by priority
+and by what the model was refused of late); the packer says what fits. Nobody's word stands alone:
+
+    greedy     every model that wants any gets one, then its least count, highest priority first; then the next replica
+               goes to whom it is worth most for its share of the fleet, as long as the packer finds a place
+    exact      `quota.share` of as many replicas as greedy found room for, taken where the packer can place it and it
+               does less harm: it divides better where slices are alike
+    standing   what was granted before, plus whatever room is left over
+
+Of greedy and exact the better one is proposed: fewest models with nothing, then fewest below their least count (both
+highest priority first), then least harm. What stands is kept, though, unless the proposal serves a model that would
+have nothing or too little, or is worth the starts that it costs and no replica that has only just become ready. So
+replicas are not handed to and fro for a little more or less. Nor is a division made anew while it is being carried out,
+as long as the same is wanted.
+
+A replica that runs keeps its place or leaves; it is never moved for a division. Replicas that drain may come back, and
+count as gone otherwise. Models in the middle of a rollout are left alone: they hold what they have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from heapq import heapify, heappop, heappush
+from typing import Final
+
+from autoscaler import quota
+from autoscaler.quota import Claim
+from packer.fit import windows
+from packer.inventory import Inventory, Placement, SliceRequest
+from packer.mix import Shape, shape_of
+from packer.occupancy import Occupancy
+from packer.place import place
+from tangram.core.convert import slice_request
+from tangram.core.plans import Desired, Division, Share
+from tangram.core.replica import Phase, Replica, victims
+
+#: A new division must spare as many late requests a second as this share of what the replicas that leave for it can do:
+#: for a start of 30 s neither they nor their successors serve, and that has to be paid back within two minutes.
+SWAP: Final = 0.25
+#: Seconds for which a replica that has become ready is not taken away for less harm elsewhere.
+RESIDENCY_S: Final = 20.0
+_EPSILON: Final = 1e-9
+
+
+def divide(
+    desired: Mapping[str, Desired],
+    replicas: Sequence[Replica],
+    inventory: Inventory,
+    before: Division | None,
+    now: float,
+) -> Division:
+    """Divide the fleet (its placements do not count) among the models with a claim; `before` is what stood so far."""
+    live: dict[str, list[Replica]] = {}
+    draining: dict[str, list[Replica]] = {}
+    for replica in replicas:
+        if replica.live:
+            live.setdefault(replica.model, []).append(replica)
+        elif replica.phase is Phase.DRAINING:
+            draining.setdefault(replica.model, []).append(replica)
+    pool = {n: d for n, d in desired.items() if d.claim is not None and _is_settled(d, live.get(n, []))}
+    claims = {n: _relative(d, pool.values()) for n, d in pool.items()}
+    if before is not None and (standing := _standing(before, claims, live, draining, now)) is not None:
+        return standing
+    others = [r.placement for n, there in live.items() if n not in pool for r in there]
+    staying = {
+        n: [
+            *reversed(victims(live.get(n, []), len(live.get(n, [])))),
+            *sorted(draining.get(n, []), key=lambda r: (-r.since, r.name)),
+        ]
+        for n in pool
+    }
+    book = _Book(
+        claims,
+        {n: slice_request(d.model, f"{n}-new") for n, d in pool.items()},
+        {n: [r.placement for r in there] for n, there in staying.items()},
+        Inventory(inventory.nodes, inventory.devices, tuple(others)),
+    )
+    granted = {n: s.granted for n, s in before.shares.items()} if before is not None else {}
+    first = {n: granted.get(n, len(live.get(n, []))) for n in pool}
+    greedy = book.greedy({})
+    exact = book.exactly(
+        {g.name: g.replicas for g in quota.share(list(book.claims.values()), sum(greedy.counts.values()))}
+    )
+    best = min((d for d in (greedy, exact) if d is not None), key=book.rank)
+    usual = book.greedy(first)
+    if not _is_better(book, best, usual, staying, now):
+        best = usual
+    return Division(claims, {n: _share(claims[n], best, [r.name for r in staying[n]]) for n in pool}, now)
+
+
+def _standing(
+    before: Division,
+    claims: Mapping[str, Claim],
+    live: Mapping[str, Sequence[Replica]],
+    draining: Mapping[str, Sequence[Replica]],
+    now: float,
+) -> Division | None:
+    """The division that stands, less what has been started; None where it is to be made anew.
+
+    It stands while it is being carried out and the same is wanted, and for a while where nothing at all has changed.
+    """
+    if {n: (c.wanted, c.floor, c.priority) for n, c in claims.items()} != {
+        n: (c.wanted, c.floor, c.priority) for n, c in before.claims.items()
+    }:
+        return None
+    shares, leaving = {}, False
+    for name, share in before.shares.items():
+        there, going = live.get(name, ()), draining.get(name, ())
+        if not share.keep <= {r.name for r in (*there, *going)}:
+            return None
+        places = list(share.places)
+        for replica in there:
+            if replica.name in share.keep:
+                continue
+            where = (replica.placement.all_devices, replica.placement.mig)
+            match = next((p for p in places if (p.all_devices, p.mig) == where), None)
+            if match is None:
+                return None
+            places.remove(match)
+        leaving = leaving or any(r.name not in share.keep for r in going)
+        shares[name] = replace(share, keep=share.keep | {r.name for r in there}, places=tuple(places))
+    under_way = leaving and any(s.places for s in shares.values())
+    if not under_way and (claims != before.claims or now - before.made_at >= RESIDENCY_S):
+        return None
+    return Division(before.claims, shares, before.made_at)
+
+
+def _is_settled(want: Desired, live: Sequence[Replica]) -> bool:
+    names = {r.name for r in live}
+    moving = any(r.replaces in names for r in live)
+    return not want.canary and not moving and all(r.revision == want.model.revision for r in live)
+
+
+def _relative(want: Desired, among: Iterable[Desired]) -> Claim:
+    """The claim with its priority below the highest, so that weights of two to its power stay finite."""
+    assert want.claim is not None
+    top = max(d.model.spec.priority for d in among)
+    return replace(want.claim, wanted=want.count, priority=want.model.spec.priority - top)
+
+
+def _share(claim: Claim, deal: _Deal, there: Sequence[str]) -> Share:
+    worth, granted = quota.values(claim), deal.counts[claim.name]
+    value = worth[granted] if granted < claim.wanted else 0.0
+    return Share(claim.wanted, granted, value, deal.kept.intersection(there), deal.places[claim.name])
+
+
+def _is_better(book: _Book, best: _Deal, standing: _Deal, staying: Mapping[str, Sequence[Replica]], now: float) -> bool:
+    (*wants, harm), (*wants_now, harm_now) = book.rank(best), book.rank(standing)
+    if wants != wants_now:
+        return wants < wants_now
+    going = standing.kept - best.kept
+    leaving = [r for there in staying.values() for r in there if r.name in going]
+    lost = math.fsum(quota.weight(claim) * claim.capacity for claim in (book.claims[r.model] for r in leaving))
+    if harm_now - harm <= max(SWAP * lost, _EPSILON):
+        return False
+    return all(r.phase is Phase.READY and now - r.since >= RESIDENCY_S for r in leaving)
+
+
+@dataclass(frozen=True, slots=True)
+class _Deal:
+    """Counts that the packer can place."""
+
+    counts: Mapping[str, int]
+    kept: frozenset[str]
+    """Replicas that stay."""
+    places: Mapping[str, tuple[Placement, ...]]
+    """Of the new ones."""
+
+
+class _Book:
+    """What is asked, who is there, and trials against the packer."""
+
+    def __init__(
+        self,
+        claims: Mapping[str, Claim],
+        requests: Mapping[str, SliceRequest],
+        there: Mapping[str, Sequence[Placement]],
+        empty: Inventory,
+    ) -> None:
+        self.claims = claims
+        self._requests = requests
+        self._there = there
+        self._empty = empty
+        self._worth = {n: quota.values(c) for n, c in claims.items()}
+        self._cost = {n: _cost(requests[n], empty) for n in claims}
+        self._by_priority = sorted(claims, key=lambda n: (-claims[n].priority, n))
+        self._levels = sorted({c.priority for c in claims.values()}, reverse=True)
+
+    def rank(self, deal: _Deal) -> tuple[tuple[int, ...], tuple[int, ...], float]:
+        """Less is better: models with nothing, replicas below the least counts (by priority), harm."""
+        nothing, below = [], []
+        for level in self._levels:
+            claims = [c for c in self.claims.values() if c.priority == level and c.wanted]
+            nothing.append(sum(deal.counts[c.name] == 0 for c in claims))
+            below.append(sum(max(0, min(c.floor, c.wanted) - deal.counts[c.name]) for c in claims))
+        harm = math.fsum(
+            quota.weight(claim) * quota.harm(claim, deal.counts[name]) for name, claim in self.claims.items()
+        )
+        return tuple(nothing), tuple(below), harm
+
+    def greedy(self, first: Mapping[str, int]) -> _Deal:
+        """`first` as far as it is wanted and fits, then one each, the least counts, and by worth."""
+        trial = _Trial(self._requests, self._there, self._empty)
+        for step in (first, dict.fromkeys(self.claims, 1), {n: c.floor for n, c in self.claims.items()}):
+            for name in self._by_priority:
+                wanted = min(self.claims[name].wanted, step.get(name, 0))
+                while trial.counts[name] < wanted and trial.one_more(name):
+                    pass
+        open_ = [e for n in self.claims if (e := self._next(n, trial.counts[n])) is not None]
+        heapify(open_)
+        while open_:
+            _, _, name = heappop(open_)
+            if trial.one_more(name) and (entry := self._next(name, trial.counts[name])) is not None:
+                heappush(open_, entry)
+        return trial.deal()
+
+    def exactly(self, counts: Mapping[str, int]) -> _Deal | None:
+        """These counts; None where the packer finds no place for them."""
+        trial = _Trial(self._requests, self._there, self._empty)
+        # Who stays comes first, so that nobody new takes a place that is kept.
+        for kept_only in (True, False):
+            for name in self._by_priority:
+                most = min(counts[name], len(self._there[name])) if kept_only else counts[name]
+                while trial.counts[name] < most:
+                    if not trial.one_more(name):
+                        return None
+        return trial.deal()
+
+    def _next(self, name: str, count: int) -> tuple[float, float, str] | None:
+        worth = self._worth[name]
+        return (-worth[count] / self._cost[name], -self.claims[name].priority, name) if count < len(worth) else None
+
+
+class _Trial:
+    """One attempt to fill the fleet.
+
+    Of each model the replicas that are there are kept in order, before any new one is placed. What has to leave for
+    another model is not replaced elsewhere: that would be a move.
+    """
+
+    def __init__(
+        self, requests: Mapping[str, SliceRequest], there: Mapping[str, Sequence[Placement]], empty: Inventory
+    ) -> None:
+        self._requests = requests
+        self._there = there
+        self._fleet = empty
+        self._held = Occupancy(empty)
+        self._full: set[Shape] = set()
+        self._displaced: set[str] = set()
+        self.counts = dict.fromkeys(requests, 0)
+        self._kept: set[str] = set()
+        self._places: dict[str, tuple[Placement, ...]] = dict.fromkeys(requests, ())
+
+    def one_more(self, name: str) -> bool:
+        """One replica more of the model: one that is there, or a new one where the packer finds a place."""
+        there = [p for p in self._there[name] if p.request.id not in self._kept]
+        left = next((p for p in there if p.request.id not in self._displaced), None)
+        if left is not None:
+            if not self._has_room(left):
+                self._displaced.add(left.request.id)
+                return self.one_more(name)
+            self._held.add(left)
+            self._kept.add(left.request.id)
+        elif there or not self._place(name):
+            return False
+        self.counts[name] += 1
+        return True
+
+    def deal(self) -> _Deal:
+        return _Deal(self.counts, frozenset(self._kept), self._places)
+
+    def _place(self, name: str) -> bool:
+        request = replace(self._requests[name], id=f"{name}-new{self.counts[name]}")
+        if (shape := shape_of(request)) in self._full:
+            return False
+        held = replace(self._fleet, placements=tuple(self._held.holders.values()))
+        gone = self._kept | self._displaced
+        idle = tuple(p for there in self._there.values() for p in there if p.request.id not in gone)
+        around = replace(held, placements=(*held.placements, *idle))
+        # Where all that runs may stay, it does; else it goes in place of what nobody has been granted.
+        for inventory in (around, held) if idle else (held,):
+            found = place(inventory, [request])[0]
+            if isinstance(found, Placement):
+                self._held.add(found)
+                self._places[name] += (found,)
+                self._displace(found, idle)
+                return True
+        self._full.add(shape)
+        return False
+
+    def _displace(self, new: Placement, idle: Sequence[Placement]) -> None:
+        """Of what nobody has been granted, what has no room beside the new one is gone."""
+        beside = []
+        for placement in idle:
+            if placement.node != new.node:
+                continue
+            if self._has_room(placement):
+                self._held.add(placement)
+                beside.append(placement.request.id)
+            else:
+                self._displaced.add(placement.request.id)
+        for name in beside:
+            self._held.remove(name)
+
+    def _has_room(self, placement: Placement) -> bool:
+        """Whether what runs there still does beside what is held. That it may run there at all is not asked again."""
+        request, host = placement.request, self._held.nodes.get(placement.node)
+        if host is not None and (
+            (host.free_cpu_milli is not None and host.free_cpu_milli < request.cpu_milli)
+            or (host.free_host_memory_mib is not None and host.free_host_memory_mib < request.host_memory_mib)
+        ):
+            return False
+        for number, device in enumerate(placement.all_devices):
+            tally = self._held.devices.get(device)
+            if tally is None:
+                continue
+            if min(tally.free_mib - request.memory_mib, tally.free_compute - request.compute, tally.free_clients) < 0:
+                return False
+            if not tally.free_clients or (placement.mig and placement.mig[number] not in windows(tally, request)):
+                return False
+        return True
+
+
+def _cost(request: SliceRequest, fleet: Inventory) -> float:
+    """The greatest share of the fleet that one slice takes: of memory, of compute or of clients."""
+    devices = fleet.devices
+    memory = sum(d.usable_mib for d in devices) or 1
+    compute = sum(d.compute for d in devices) or 1
+    clients = sum(d.max_clients for d in devices) or 1
+    return request.devices * max(request.memory_mib / memory, request.compute / compute, 1.0 / clients)
