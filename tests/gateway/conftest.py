@@ -95,9 +95,14 @@ class Replica:
     async def stop(self) -> None:
         if self._server is not None:
             self._server.close()
-        for writer in list(self._writers):
-            writer.transport.abort()
-        await until(lambda: not self.open, "replica's connections end")
+
+        def ended() -> bool:
+            # One that was taken just before may only now be served.
+            for writer in list(self._writers):
+                writer.transport.abort()
+            return not self.open
+
+        await until(ended, "replica's connections end")
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
