@@ -130,7 +130,7 @@ class Attempt:
         elif isinstance(error, Broken):
             self.outcome = Outcome.STALE if self._reused and self.answer is None else Outcome.BROKEN
         elif isinstance(error, TimedOut):
-            if self._uploading and not self.connection.lagging:
+            if self.uploading and not self.connection.lagging:
                 self.failure, self.fault = "the body of the request did not come in time", 408
             elif monotonic() >= self._out.until:
                 self.failure, self.outcome = "the client's own deadline has passed", Outcome.EXPIRED
@@ -154,7 +154,8 @@ class Attempt:
         self._engine.release(self.lease, self.outcome)
 
     @property
-    def _uploading(self) -> bool:
+    def uploading(self) -> bool:
+        """Whether the request's body is still being sent part by part."""
         return self._upload is not None and not self._upload.done()
 
     async def _connect(self) -> Connection:

@@ -51,6 +51,17 @@ class Body:
         """Whether all of it is kept here."""
         return not self._lost and self._reader.at_eof()
 
+    def hold(self) -> bool:
+        """Whether all of it has come and is kept here; what came and can be kept is taken in for that."""
+        if self._lost or not self._reader.is_eof():
+            return False
+        unread = self._reader.total_bytes - (self._size - self.grown)
+        if unread > 0:
+            if not self.keep or self._size + unread > REPLAY_BYTES:
+                return False
+            self._remember(self._reader.read_nowait())
+        return True
+
     def whole(self) -> bytes | None:
         """All of it, if all of it has come; None if part of it has yet to. Only while `rewindable`."""
         if not self._reader.is_eof():

@@ -238,6 +238,9 @@ class Dispatcher:
         """Give back a lease: the one place where requests in flight become fewer."""
         if not lease.open:
             raise ValueError("this lease was given back before")
+        if outcome is Outcome.OVERTAKEN:
+            # One that let nobody connect was waited for all the same.
+            self.sent(lease, lease.since)
         lease.open = False
         served, endpoint, meter = lease.served, lease.endpoint, lease.meter
         self.limits.release(endpoint)

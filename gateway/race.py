@@ -46,7 +46,8 @@ class Race:
             winner = await self._winner()
         if _answered_well(winner):
             self._served.hedging.answered(monotonic() - self._first.began)
-            self._served.meter.hedges_won += winner is not self._first
+            if winner is not self._first:
+                self._served.meter.hedges_won += 1
         return winner
 
     def end(self) -> None:
@@ -66,7 +67,7 @@ class Race:
     def _challenge(self) -> None:
         """Send it to another endpoint, if that may be."""
         hedging, dispatcher = self._served.hedging, self._engine.dispatcher
-        if not self._outgoing.body.complete or not hedging.affordable:
+        if self._first.uploading or not hedging.affordable or not self._outgoing.body.hold():
             return
         lease = dispatcher.lease_now(self._served, monotonic(), besides=self._first.lease.endpoint)
         if lease is None:

@@ -34,6 +34,19 @@ def after(gate: asyncio.Event, response: bytes):
     return answer
 
 
+def once_seen(other, kit, then=None):
+    """Answers a request when the other replica has it too."""
+    count = 0
+
+    async def answer(seen, writer, reader):
+        nonlocal count
+        count += 1
+        await kit.until(lambda: len(other.seen) >= count)
+        return await (then or kit.echo)(seen, writer, reader)
+
+    return answer
+
+
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nslow"
 BAD = b"HTTP/1.1 500 Oops\r\nContent-Length: 2\r\n\r\nno"
 
@@ -134,7 +147,8 @@ def test_one_that_says_nothing_is_silent_though_nobody_waits_for_it_long():
 
 
 async def test_the_fast_answer_wins_and_the_slow_one_is_cancelled(gateway, replica, kit):
-    slow, fast = await replica(hang), await replica()
+    slow = await replica(hang)
+    fast = await replica(once_seen(slow, kit))
     pair(gateway, slow, fast)
     for n in range(1, 6):
         answer = await gateway.ask(post(body=b"tensor"))
@@ -200,8 +214,9 @@ async def test_what_may_not_be_sent_twice_is_not(gateway, replica, kit, request_
     assert gateway.meter().hedges == 0
 
 
-async def test_the_spec_may_allow_what_is_not_safe(gateway, replica):
-    slow, fast = await replica(hang), await replica()
+async def test_the_spec_may_allow_what_is_not_safe(gateway, replica, kit):
+    slow = await replica(hang)
+    fast = await replica(once_seen(slow, kit))
     pair(gateway, slow, fast, retry_all_methods=True, retry_attempts=0)
     assert (await gateway.ask(post("/v1/chat/completions", b'{"model":"m"}'))).status == 200
     assert len(slow.seen) == len(fast.seen) == 1
@@ -258,7 +273,7 @@ async def test_a_client_that_leaves_a_race_cancels_both(gateway, replica, kit):
     pair(gateway, first, second)
     client = await gateway.client()
     client.send(post())
-    await kit.until(lambda: second.seen)
+    await kit.until(lambda: first.seen and second.seen)
     assert gateway.meter().flight.value == 2
     client.leave()
     await kit.until(lambda: first.ended == second.ended == 1, "both are cancelled")
@@ -313,7 +328,7 @@ async def test_a_5xx_of_one_lets_the_other_win(gateway, replica, kit):
 
 async def test_a_5xx_is_passed_on_where_the_other_gives_nothing(gateway, replica, kit):
     silent, bad = await replica(hang), await replica(kit.fixed(BAD))
-    pair(gateway, silent, bad, timeout_s=0.5)
+    pair(gateway, silent, bad, timeout_s=1.5)
     answer = await gateway.ask(post())
     assert (answer.status, answer.body) == (500, b"no")
     await kit.until(lambda: silent.open == 0 and gateway.quiet)
@@ -349,13 +364,31 @@ async def test_a_rival_that_cannot_be_reached_harms_nothing(gateway, replica, ki
 
 async def test_the_deadline_holds_for_both(gateway, replica, kit):
     first, second = await replica(hang), await replica(hang)
-    pair(gateway, first, second, timeout_s=0.3)
+    pair(gateway, first, second, timeout_s=1.5)
     assert (await gateway.ask(post())).status == 504
     await kit.until(lambda: first.ended == second.ended == 1 and gateway.quiet)
-    assert (await gateway.ask(post(X_Request_Timeout="200ms"))).status == 504
+    assert (await gateway.ask(post(X_Request_Timeout="1200ms"))).status == 504
     await kit.until(lambda: gateway.quiet)
     assert gateway.meter().codes == {504: 2}
     assert len(first.seen) == len(second.seen) == 2
+
+
+async def test_one_that_lets_nobody_connect_is_ejected_though_it_is_always_overtaken(gateway, replica, kit):
+    deaf, fast = await replica(), await replica()
+    pair(gateway, deaf, fast, hedge=Hedge(after_s=0.1, max_percent=100))
+
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    # A host that drops every packet, which cannot be had on one machine.
+    gateway.pools.get("m-0", "127.0.0.1", deaf.port).connect = never
+    first = gateway.dispatcher.find("m").route.endpoints["m-0"]
+    for _ in range(60):
+        assert (await gateway.ask(post())).status == 200
+        if first.vitals.ejected:
+            break
+    assert first.vitals.ejected in ("slow", "silent")
+    await kit.until(lambda: gateway.quiet)
 
 
 async def test_streams_and_large_answers_come_whole(gateway, replica, kit):
@@ -369,7 +402,8 @@ async def test_streams_and_large_answers_come_whole(gateway, replica, kit):
             await writer.drain()
         writer.write(b"4\r\nlast\r\n0\r\n\r\n")
 
-    slow, fast = await replica(hang), await replica(stream)
+    slow = await replica(hang)
+    fast = await replica(once_seen(slow, kit, stream))
     pair(gateway, slow, fast)
     client = await gateway.client()
     client.send(post())
@@ -429,7 +463,8 @@ async def test_slower_than_usual_is_hedged_without_a_number(gateway, replica, ki
 
 
 async def test_after_a_race_the_connection_of_the_winner_is_kept(gateway, replica, kit):
-    slow, fast = await replica(hang), await replica()
+    slow = await replica(hang)
+    fast = await replica(once_seen(slow, kit))
     pair(gateway, slow, fast)
     for _ in range(5):
         await gateway.ask(post())
