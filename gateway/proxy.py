@@ -194,7 +194,8 @@ class Proxy:
         result: Result,
     ) -> web.StreamResponse:
         served = self.dispatcher.choose_version(asked, claim.key)
-        if served is not asked:
+        renamed = served.route.entry.rename_aliases and named.name != served.meter.name
+        if served is not asked or renamed:
             x.model = served.meter.name
             route = replace(route, target=splitting.target_of(route.target, x.model))
             if route.answer is Answer.BODY:

@@ -128,7 +128,9 @@ class ModelEntry(_Message):
 
     name: str
     aliases: tuple[str, ...] = ()
-    """Other names that requests may give; they are forwarded as they came."""
+    """Other names that requests may give."""
+    rename_aliases: bool = False
+    """Whether a request that gives an alias is forwarded with the model's own name; else as it came."""
     protocol: Literal["oip", "openai", "http"] = "oip"
     endpoints: tuple[EndpointEntry, ...] = ()
     timeout_s: float = 60.0

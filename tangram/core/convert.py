@@ -19,7 +19,7 @@ from packer.inventory import Device, Inventory, Node, SliceRequest
 from packer.mix import Mix, Shape, shape_of
 from tangram.core.keys import Key
 from tangram.core.replica import Phase, Replica
-from tangram.spec import Fleet, Model, RequestLimits, ScalingMode, ScalingRules, Tenant
+from tangram.spec import Fleet, Model, RequestLimits, RuntimeKind, ScalingMode, ScalingRules, Tenant
 
 #: Label of a virtual device: thousandths of a CPU core that stand for its whole compute.
 CORES_LABEL: Final = "tangram.dev/cores"
@@ -181,6 +181,7 @@ def model_entry(
     return ModelEntry(
         name=model.name,
         aliases=spec.traffic.aliases,
+        rename_aliases=spec.runtime.kind is RuntimeKind.EMBEDDED,
         protocol=spec.runtime.protocol.value,
         endpoints=tuple(
             EndpointEntry(

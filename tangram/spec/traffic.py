@@ -89,8 +89,8 @@ Alias = Annotated[str, StringConstraints(pattern=r"^[!-~]+$", min_length=1, max_
 
 class Traffic(Doc):
     aliases: tuple[Alias, ...] = ()
-    """Other names that requests may give for the model. Requests are forwarded as they came, so the server must know
-    them too."""
+    """Other names that requests may give for the model. An embedded runtime is asked by the model's own name; others
+    get requests as they came, so they must know the aliases too."""
     timeout_seconds: Positive = 60.0
     """Until the first byte of an answer, waiting in the queue included; also between bytes of the answer."""
     queue: Queue = Queue()

@@ -91,6 +91,16 @@ def test_the_gateway_sees_ready_and_draining_replicas_only(make_model: Any) -> N
     assert (entry.starting, entry.expected_ready_s, entry.queue_max_bytes) == (1, 2.0, 1024 * 1024)
 
 
+def test_an_embedded_server_knows_its_own_name_only(make_model: Any) -> None:
+    def renames(**runtime: Any) -> bool:
+        return convert.model_entry(
+            make_model(runtime=runtime), [], expected_ready_s=None, unavailable=None
+        ).rename_aliases
+
+    assert renames(model="/m.py")
+    assert not renames(kind="command", command=["serve"])
+
+
 def test_hedging_is_off_unless_the_model_asks_for_it(make_model: Any) -> None:
     def hedge(traffic: dict[str, Any]) -> Hedge | None:
         return convert.model_entry(make_model(traffic=traffic), [], expected_ready_s=None, unavailable=None).hedge

@@ -569,6 +569,17 @@ async def test_a_model_answers_to_its_aliases(gateway, replica):
     assert (await gateway.ask(post("/v1/chat/completions", body))).status == 404
 
 
+async def test_a_server_that_knows_one_name_only_is_asked_by_that(gateway, replica):
+    one = await replica()
+    gateway.model("m", one, aliases=("org/M-8B",), rename_aliases=True)
+    answer = await gateway.ask(post("/v1/chat/completions", b'{"model": "org/M-8B", "n": 1}'))
+    assert json.loads(answer.body) == {"model": "m", "n": 1}
+    assert (await gateway.ask(post("/v2/models/org%2FM-8B/infer"))).status == 200
+    exact = b'{ "model" : "m" }'
+    assert (await gateway.ask(post("/v1/chat/completions", exact))).body == exact
+    assert [s.target for s in one.seen] == ["/v1/chat/completions", "/v2/models/m/infer", "/v1/chat/completions"]
+
+
 # --- keeping connections ---
 
 
