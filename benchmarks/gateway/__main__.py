@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from benchmarks.bars import verdict_lines
 from benchmarks.gateway import peers, programs, scenarios, verdicts
@@ -24,12 +24,17 @@ from benchmarks.gateway.cost import divide, pinned
 from benchmarks.gateway.scenarios import DEFAULT, DEFAULT_QUICK, FULL, QUICK, SCENARIOS, Bench
 from benchmarks.gateway.verdicts import Outcome, Spread
 
+#: What the proxies and the load may have open, where the system allows it.
+_OPEN_FILES: Final = 16_384
+
 
 def main() -> int:
     options = _options()
     out = sys.stderr if options.json else sys.stdout
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < _OPEN_FILES:
+        most = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     plan = QUICK if options.quick else FULL
     if options.rounds is not None:
         plan = replace(plan, rounds=options.rounds, total_s=math.inf)

@@ -85,17 +85,9 @@ class Generators:
 
         It is longer where there was not an answer for each connection.
         """
-        argv: list[str | Path] = [
-            self._wrk,
-            "-t1",
-            f"-c{connections}",
-            f"-d{_BOUND_S:.0f}s",
-            "--timeout",
-            "20s",
-            "-s",
-            _SCRIPT,
-        ]
-        argv += [f"http://127.0.0.1:{proxy.port}/", "--", self._file(request)]
+        options = ["-t1", f"-c{connections}", f"-d{_BOUND_S:.0f}s", "--timeout", "20s"]
+        url = f"http://127.0.0.1:{proxy.port}/"
+        argv: list[str | Path] = [self._wrk, *options, "-s", _SCRIPT, url, "--", self._file(request)]
         warm = self._counts.read(unit) + _WARM_ANSWERS * connections
         with pinned(self._cores):
             process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -117,16 +109,14 @@ class Generators:
 
     def pace(self, proxy: Proxy, request: Request, *, connections: int, requests: int, rate: float) -> Run:
         """So many requests at so many a second. Raises programs.Failed."""
-        argv: list[str | Path] = [self._paced, "127.0.0.1", str(proxy.port), self._file(request)]
+        where: list[str | Path] = ["127.0.0.1", str(proxy.port), self._file(request)]
+        argv = [self._paced, *where, str(connections), str(requests), str(rate)]
         before = proxy.cpu_s()
-        with pinned(self._cores):
-            ran = subprocess.run(
-                [*argv, str(connections), str(requests), str(rate)],
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=_BOUND_S,
-            )
+        try:
+            with pinned(self._cores):
+                ran = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=_BOUND_S)
+        except subprocess.TimeoutExpired:
+            raise programs.Failed(f"{proxy.name} did not answer {requests} requests in {_BOUND_S:.0f} s") from None
         cost = proxy.cpu_s() - before
         told = _last_line(ran.stdout or ran.stderr, self._paced, proxy)
         each_us = 1e6 * cost / told["requests"]

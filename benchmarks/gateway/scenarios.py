@@ -1,7 +1,7 @@
 """What is measured, scenario by scenario, in interleaved rounds: A, B, C, A, B, C, ...
 
-Proxies are started once for all scenarios; only memory is measured on one
-that was started for it, and before the others: what several processes map is divided among them in PSS.
+Proxies are started once for all scenarios; only memory is measured on one that was started for it, and before the
+others: what several processes map is divided among them in PSS.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ RATE_CONNECTIONS: Final = 16
 RATE_WARM: Final = 100
 REPLICAS: Final = 2
 TWO: Final = "ours two workers"
-_LEAST_ROUNDS: Final = 2
 OURS_INFER: Final = "ours infer"
 DIRECT: Final = "direct"
+_LEAST_ROUNDS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
