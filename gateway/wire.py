@@ -119,7 +119,7 @@ class Settings(_Message):
     require_key: bool = False
     """Refuse who shows no key of a tenant."""
     queue_max_requests: int = 10_000
-    """Bounds of all waiting rooms of a worker together."""
+    """Bounds of all waiting rooms together, over all workers."""
     queue_max_bytes: int = 256 * 1024 * 1024
 
 
@@ -133,8 +133,11 @@ class ModelEntry(_Message):
     endpoints: tuple[EndpointEntry, ...] = ()
     timeout_s: float = 60.0
     queue_max_requests: int = 1000
+    """Over all workers, like the bytes."""
     queue_max_bytes: int = 64 * 1024 * 1024
     queue_max_s: float = 30.0
+    slot: int = 0
+    """Column of its waiting rooms in the memory that workers share; no other model has it."""
     retry_attempts: int = 1
     retry_all_methods: bool = False
     max_replicas: int = 1
