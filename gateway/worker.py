@@ -29,6 +29,7 @@ from gateway import wire
 from gateway.app import Admin, Front
 from gateway.dispatch import Dispatcher
 from gateway.engine import Engine
+from gateway.heartbeat import Heartbeat
 from gateway.limits import Limits
 from gateway.link import Link, TableCache
 from gateway.listener import inherited_socket, listening_socket, parse_address
@@ -215,7 +216,9 @@ async def serve(options: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.leave)
+    heartbeat = Heartbeat(loop)
     await worker.run()
+    heartbeat.close()
 
 
 def _address(text: str) -> tuple[str, int]:

@@ -27,6 +27,7 @@ from typing import Final
 
 from aiohttp import web
 
+from gateway.heartbeat import Heartbeat
 from gateway.wire import Report, parse_down
 from packer.inventory import Device
 from tangram.control.api import make_app
@@ -94,6 +95,7 @@ async def _run(options: argparse.Namespace) -> None:
         token = load_token(paths.root)
         parts = await _assemble(options, paths, store)
         stack.push_async_callback(parts.close)
+        stack.callback(Heartbeat(asyncio.get_running_loop()).close)
         runner = await _serve_admin(options.admin, make_app(parts.controller, token, [_host(options.admin)]))
         stack.push_async_callback(runner.cleanup)
         await parts.wire.start(paths.wire)
