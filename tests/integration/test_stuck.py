@@ -85,3 +85,24 @@ async def test_nobody_is_blamed_for_a_pause_of_the_whole_machine(installation: A
     await until(installation, lambda: installation.pid("controller") != parts["controller"], 10)
     assert installation.pid("worker-0") == parts["worker-0"]
     assert "has done nothing" not in installation.told()
+
+
+async def test_a_lone_replica_that_hangs_is_replaced_and_its_requests_are_answered(
+    installation: Any, make_load: Any
+) -> None:
+    liveness = "liveness: {periodSeconds: 1, failureThreshold: 4}"
+    installation.write(installation.document(runtime=liveness, scaling="replicas: 1, maxReplicas: 1"))
+    installation.up()
+    (before,) = installation.wait_ready(1)
+    async with make_load(clients=3).running() as load:
+        await load.flow()
+        os.kill(before["pid"], signal.SIGSTOP)
+        await until(installation, lambda: (r := installation.replicas()) and r[0]["pid"] != before["pid"], 30)
+        await load.flow()
+    # They may be repeated: those that it held were sent to its successor, the others waited for it.
+    assert load.failures == []
+    (after,) = installation.replicas()
+    assert (after["name"], after["restarts"]) == (before["name"], 1)
+    crashed = [e for e in installation.items("/events?model=who") if e["reason"] == "Crashed"]
+    assert len(crashed) == 1
+    assert "gave no answer to its probes" in crashed[0]["message"]
