@@ -345,7 +345,7 @@ class Dispatcher:
             for meter in served.meter.endpoints.values():
                 endpoint = served.route.endpoints.get(meter.id)
                 meter.ejected = endpoint.vitals.ejected or "" if endpoint is not None else ""
-        return self.meter.report(self.version, now, full=full)
+        return self.meter.report(self.version, now, full=full, tenants=self.tenants.report(full=full))
 
     # --- inside ---
 

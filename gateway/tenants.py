@@ -20,7 +20,7 @@ from typing import Final
 from gateway.limits import Bucket, Limits
 from gateway.refusal import Refusal
 from gateway.waiting import ANYONE, Claim
-from gateway.wire import Settings, TenantEntry, TenantLimit
+from gateway.wire import Settings, TenantCounters, TenantEntry, TenantLimit
 
 KEY_PREFIX: Final = "tgm"
 _NO_DIGEST: Final = bytes(32)
@@ -49,6 +49,15 @@ class Usage:
     refused: dict[str, int] = field(default_factory=dict)
     """Reason -> requests that a limit of the tenant refused."""
 
+    def counters(self, tenant: str) -> TenantCounters:
+        """As the wire has it."""
+        return TenantCounters(
+            name=tenant,
+            requests=tuple((model, code, count) for (model, code), count in self.requests.items()),
+            seconds=tuple(self.seconds.items()),
+            refused=tuple(self.refused.items()),
+        )
+
 
 class Tenant:
     """One tenant as a worker knows it."""
@@ -58,6 +67,7 @@ class Tenant:
         self.entry = TenantEntry(name=name)
         self.claim = ANYONE
         self.usage = Usage()
+        self.reported = TenantCounters(name=name)
         self.in_flight = 0
         self.quotas: dict[str, Quota] = {}
         """By model; "": over all."""
@@ -152,6 +162,16 @@ class Tenants:
         usage = tenant.usage
         usage.requests[model, code] = usage.requests.get((model, code), 0) + 1
         usage.seconds[model] = usage.seconds.get(model, 0.0) + now - held.since
+
+    def report(self, *, full: bool) -> tuple[TenantCounters, ...]:
+        """Of each tenant that used something since the last report, or ever, what it used so far."""
+        told = []
+        for tenant in self.by_name.values():
+            counters = tenant.usage.counters(tenant.name)
+            if counters != tenant.reported or (full and counters.requests + counters.refused):
+                tenant.reported = counters
+                told.append(counters)
+        return tuple(told)
 
     def _quota(self, limit: TenantLimit, former: dict[str, Quota]) -> Quota:
         quota = former.get(limit.model)

@@ -159,6 +159,7 @@ class Worker:
         log.info("leaving: finishing what is in flight")
         if not await self.front.drain(_DRAIN_S):
             log.warning("left with requests in flight")
+        await self._link.farewell()
         conversation.cancel()
         await asyncio.gather(conversation, return_exceptions=True)
         self._cache.close()

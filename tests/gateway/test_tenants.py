@@ -126,6 +126,19 @@ def test_another_tenant_does_not_fill_ones_bucket_again(tenants):
     assert isinstance(tenants.admit(tenants.identify(KEY), "m", 0.0), Pass)
 
 
+def test_a_report_says_what_changed_and_all_to_who_is_new(tenants):
+    tenants.apply(settings(TenantLimit(requests_per_s=0.1, burst=1)))
+    assert tenants.report(full=True) == ()
+    tenant = tenants.identify(KEY)
+    tenants.release(tenants.admit(tenant, "m", 0.0), 200, 2.0)
+    tenants.admit(tenant, "m", 2.0)
+    (told,) = tenants.report(full=False)
+    assert (told.name, told.requests, told.seconds) == ("acme", (("m", 200, 1),), (("m", 2.0),))
+    assert told.refused == (("rate_limit", 1),)
+    assert tenants.report(full=False) == ()
+    assert tenants.report(full=True) == (told,)
+
+
 def test_where_a_key_may_be():
     assert credential([(b"Authorization", b"Bearer k1")]) == "k1"
     assert credential([(b"authorization", b"bearer  k1 ")]) == "k1"
