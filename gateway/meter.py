@@ -197,9 +197,7 @@ class Meter:
         """A request that concerned no model was answered."""
         self.unrouted[code] = self.unrouted.get(code, 0) + 1
 
-    def report(
-        self, applied: Version, now: float, *, full: bool, tenants: tuple[TenantCounters, ...] = ()
-    ) -> Report:
+    def report(self, applied: Version, now: float, *, full: bool, tenants: tuple[TenantCounters, ...] = ()) -> Report:
         """What has changed since the last report, or all; forgets what was removed and is now reported."""
         models = []
         for meter in list(self.models.values()):

@@ -413,7 +413,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return UNUSABLE
     os.ftruncate(lock, 0)
-    os.write(lock, f"{os.getpid()}\n".encode())
+    me = read_stat(os.getpid())
+    os.write(lock, f"{os.getpid()} {me.start_ticks if me else 0}\n".encode())
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
     reader, writer = socket.socketpair()
