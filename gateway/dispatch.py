@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from gateway import routing, splitting
+from gateway import routing, shedding, splitting
 from gateway.leases import BLAMELESS, Effects, Lease, Outcome, Served
 from gateway.limits import Limits
 from gateway.meter import Meter
@@ -122,6 +122,7 @@ class Dispatcher:
             served.removed = served.meter.removed = served.woken = False
             self.table.models[entry.name] = served.route
             self._follow(served, now)
+            self._tell(served)
             effects.merge(self._grant(served, now))
             if served.room.count and not entry.starting and (wanted := self.wake(served)):
                 effects.wakes.append(wanted)
@@ -187,6 +188,7 @@ class Dispatcher:
         served.room.enter(ticket, front=entered is not None)
         served.meter.queue.add(1, now)
         self._waiting.add(served)
+        self._tell(served)
         return ticket
 
     def lease_now(self, served: Served, now: float, besides: routing.Endpoint | None = None) -> Lease | None:
@@ -346,25 +348,20 @@ class Dispatcher:
             for meter in served.meter.endpoints.values():
                 endpoint = served.route.endpoints.get(meter.id)
                 meter.ejected = endpoint.vitals.ejected or "" if endpoint is not None else ""
-        return self.meter.report(self.version, now, full=full)
+        return self.meter.report(self.version, now, full=full, tenants=self.tenants.report(full=full))
 
     # --- inside ---
 
     def _make_room(self, served: Served, nbytes: int, claim: Claim, now: float) -> bool:
         """Whether one more may wait; takes out those who rank below it, if that helps."""
-        entry, total = served.route.entry, self.table.settings
-        while True:
-            full = served.room.full(nbytes, max_requests=entry.queue_max_requests, max_bytes=entry.queue_max_bytes)
-            queued = sum(s.room.count for s in self._waiting)
-            held = sum(s.room.nbytes for s in self._waiting) + nbytes
-            if full is None and queued < total.queue_max_requests and held <= total.queue_max_bytes:
-                return True
+        while not shedding.fits(served, self._waiting, self.table.settings, self.limits, nbytes):
             victim = served.room.outranked(claim)
             if victim is None:
                 return False
             served.room.leave(victim)
             self._left(served, 1, now)
             self.evicted.append((victim, self._overflow(served, now)))
+        return True
 
     def _lease(
         self,
@@ -411,8 +408,13 @@ class Dispatcher:
         self._left(served, len(tickets), now)
         return tickets
 
+    def _tell(self, served: Served) -> None:
+        if self.limits.shared:
+            self.limits.tell(served.told, served.route.entry.slot, served.room.count, served.room.nbytes)
+
     def _left(self, served: Served, count: int, now: float) -> None:
         served.meter.queue.add(-count, now)
+        self._tell(served)
         if not served.room.count:
             self._waiting.discard(served)
             self._forget(served)

@@ -8,6 +8,7 @@ from typing import Final
 
 from gateway import routing
 from gateway.hedging import Hedging
+from gateway.limits import Queue
 from gateway.meter import EndpointMeter, ModelMeter
 from gateway.refusal import Refusal
 from gateway.waiting import Room, Ticket
@@ -46,6 +47,7 @@ class Served:
     meter: ModelMeter
     room: Room = field(default_factory=Room)
     hedging: Hedging = field(default_factory=Hedging)
+    told: Queue = field(default_factory=Queue)
     woken: bool = False
     """Whether the controller has been told since the table of this model last changed."""
     removed: bool = False

@@ -1,24 +1,26 @@
-"""Concurrency limits: how many requests may be in flight to an endpoint, over all workers of a gateway.
+"""Limits that hold over all workers of a gateway: requests in flight, requests a second, and requests that wait.
 
-`Limits.acquire` and `Limits.release` are the only places where an endpoint's in-flight count changes.
+`Limits.acquire` and `Limits.release` are the only places where a count of requests in flight changes. A worker that is
+alone keeps its counts to itself. Several share memory (`gateway.counts`), each with a row of its own:
 
-One worker alone counts on the endpoint. Several workers share an array of unsigned 32-bit cells, one row a worker and
-one column a slot. Each writes only to its own row and reads all: it adds itself first, then sums the column, and takes
+Concurrency holds exactly, however small the limit. A worker adds itself first, then looks at the others, and takes
 itself off again when the sum is over the limit. Of two workers that race for the last place both may step back, but
-never do both go in, so a limit smaller than the number of workers holds exactly. The one that stepped back tries again
-when its waiting room is next looked at.
+never do both go in; the one that waits tries again when its waiting room is next looked at.
 
-A worker zeroes its row at start: what its predecessor had in flight ended with it.
+A `Bucket` is looked at before it is written to: of n workers that take its last token in the same microsecond all get
+one, so a burst may be n - 1 requests larger, which are paid back. Who takes a token has looked at what the others know
+of the bucket before, so the one that took last knows all, and the latest time to be full again is the true one.
+
+Bounds of waiting rooms are looked at before they are written to as well, and may be passed by n - 1 requests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final, Protocol
+import math
+from dataclasses import dataclass
+from typing import Protocol
 
-#: Slots of a row. Endpoints whose slots are equal modulo this share a cell: the limit holds, at worst too early.
-COLUMNS: Final = 4096
-_CELL_BYTES: Final = 4
+from gateway.counts import ALL_MODELS, COLUMNS, FULL_AT, HELD, QUEUED, QUEUED_BYTES, SPENT, Counts
 
 
 class Limited(Protocol):
@@ -29,58 +31,81 @@ class Limited(Protocol):
     in_flight: int
 
 
-def size(workers: int) -> int:
-    """Bytes of shared memory for that many workers."""
-    return workers * COLUMNS * _CELL_BYTES
+class Bucket:
+    """A token bucket of `burst` tokens that fills at `rate` a second, over all workers.
+
+    As GCRA (ITU-T I.371): one number, the time at which it would be full again.
+    """
+
+    __slots__ = ("_column", "_counts", "_full_at", "_seen", "burst", "rate")
+
+    def __init__(self, rate: float, burst: float, counts: Counts | None = None, slot: int = 0) -> None:
+        self.rate = rate
+        self.burst = burst
+        self._full_at = -math.inf
+        self._counts = counts
+        self.take_slot(slot)
+
+    def take_slot(self, slot: int) -> None:
+        """Share what is counted under this slot from now on; what was taken so far stays taken."""
+        self._column = slot % COLUMNS
+        self._seen: int | None = None
+
+    def wait_s(self, now: float) -> float:
+        """Seconds until a token is there; 0 where one is."""
+        if self._counts is not None:
+            self._look(self._counts, now)
+        return max(0.0, max(self._full_at, now) + 1 / self.rate - now - self.burst / self.rate - 1e-9)
+
+    def _look(self, counts: Counts, now: float) -> None:
+        spent = counts.others(SPENT + self._column)
+        if spent == self._seen:
+            return
+        # A slot may have been that of another limit a moment ago: no bucket is further from full than empty.
+        known = min(counts.latest(FULL_AT + self._column) / 1e9, now + self.burst / self.rate)
+        # Tokens that were taken at the same time as one of ours are not in what the others knew.
+        self._full_at = max(known, self._full_at + (spent - (spent if self._seen is None else self._seen)) / self.rate)
+        self._seen = spent
+
+    def take(self, now: float) -> None:
+        """Take a token."""
+        self._full_at = max(self._full_at, now) + 1 / self.rate
+        if self._counts is not None:
+            self._counts.add(SPENT + self._column, 1)
+            self._counts.set(FULL_AT + self._column, max(0, int(self._full_at * 1e9)))
 
 
-def _no_fence() -> None:
-    return
+@dataclass(slots=True)
+class Queue:
+    """What the other workers were told of a waiting room of this one."""
+
+    slot: int = 0
+    count: int = 0
+    nbytes: int = 0
 
 
 class Limits:
-    """In-flight slots of all endpoints, as one worker sees them.
+    """Places in flight and in waiting rooms, as one worker sees them; `counts` is None where there is one worker."""
 
-    `memory` is `size(workers)` bytes that all workers map, or None where there is one worker. `fence` must order the
-    stores before it before the loads after it, as other processors see them.
-    """
+    def __init__(self, counts: Counts | None = None) -> None:
+        self.shared = counts is not None
+        self._counts = counts
 
-    def __init__(
-        self,
-        memory: memoryview | None = None,
-        *,
-        index: int = 0,
-        workers: int = 1,
-        fence: Callable[[], None] = _no_fence,
-    ) -> None:
-        self.shared = memory is not None
-        self.workers = workers
-        self._rows: list[memoryview] = []
-        self._fence = fence
-        if memory is not None:
-            if not 0 <= index < workers:
-                raise ValueError(f"index {index} is not that of one of {workers} workers; give 0 to {workers - 1}")
-            if len(memory) < size(workers):
-                raise ValueError(f"shared memory has {len(memory)} bytes; {workers} workers need {size(workers)}")
-            row = COLUMNS * _CELL_BYTES
-            self._rows = [memory[n * row : (n + 1) * row].cast("I") for n in range(workers)]
-            self._own = self._rows[index]
-            for column in range(COLUMNS):
-                self._own[column] = 0
+    # --- in flight ---
 
     def acquire(self, endpoint: Limited) -> bool:
         """Take a place in flight; False where the limit leaves none."""
-        limit = endpoint.concurrency
-        if not self.shared:
+        limit, counts = endpoint.concurrency, self._counts
+        if counts is None:
             if limit and endpoint.in_flight >= limit:
                 return False
         else:
-            column = endpoint.slot % COLUMNS
-            self._own[column] += 1
+            place = HELD + endpoint.slot % COLUMNS
+            counts.add(place, 1)
             if limit:
-                self._fence()
-                if sum(row[column] for row in self._rows) > limit:
-                    self._own[column] -= 1
+                counts.fence()
+                if counts.all(place) > limit:
+                    counts.add(place, -1)
                     return False
         endpoint.in_flight += 1
         return True
@@ -90,22 +115,50 @@ class Limits:
         if endpoint.in_flight <= 0:
             raise ValueError("released more often than acquired")
         endpoint.in_flight -= 1
-        if self.shared:
-            self._own[endpoint.slot % COLUMNS] -= 1
+        if self._counts is not None:
+            self._counts.add(HELD + endpoint.slot % COLUMNS, -1)
 
     def move(self, endpoint: Limited, old_slot: int) -> None:
         """The endpoint was given another slot while requests were in flight to it."""
-        if self.shared:
-            self._own[old_slot % COLUMNS] -= endpoint.in_flight
-            self._own[endpoint.slot % COLUMNS] += endpoint.in_flight
+        if self._counts is not None:
+            self._counts.add(HELD + old_slot % COLUMNS, -endpoint.in_flight)
+            self._counts.add(HELD + endpoint.slot % COLUMNS, endpoint.in_flight)
 
     def load(self, endpoint: Limited) -> int:
         """Requests in flight to the endpoint from all workers, now."""
-        if not self.shared:
+        if self._counts is None:
             return endpoint.in_flight
-        column = endpoint.slot % COLUMNS
-        return sum(row[column] for row in self._rows)
+        return endpoint.in_flight + self._counts.others(HELD + endpoint.slot % COLUMNS)
 
     def has_room(self, endpoint: Limited) -> bool:
         """Whether `acquire` would succeed at this moment."""
         return not endpoint.concurrency or self.load(endpoint) < endpoint.concurrency
+
+    # --- requests a second ---
+
+    def bucket(self, rate: float, burst: float, slot: int) -> Bucket:
+        """A full bucket."""
+        return Bucket(rate, burst, self._counts, slot)
+
+    # --- waiting ---
+
+    def tell(self, queue: Queue, slot: int, count: int, nbytes: int) -> None:
+        """This worker's waiting room of the model with this slot now holds so much."""
+        counts = self._counts
+        if counts is None:
+            return
+        for kind, old, new in ((QUEUED, queue.count, count), (QUEUED_BYTES, queue.nbytes, nbytes)):
+            if queue.slot == slot:
+                counts.add(kind + slot % COLUMNS, new - old)
+            else:
+                counts.add(kind + queue.slot % COLUMNS, -old)
+                counts.add(kind + slot % COLUMNS, new)
+            counts.add(kind + ALL_MODELS, new - old)
+        queue.slot, queue.count, queue.nbytes = slot, count, nbytes
+
+    def queued_elsewhere(self, slot: int) -> tuple[int, int]:
+        """(requests, bytes) in the other workers' waiting rooms of the model with this slot."""
+        if self._counts is None:
+            return 0, 0
+        column = slot % COLUMNS
+        return self._counts.others(QUEUED + column), self._counts.others(QUEUED_BYTES + column)

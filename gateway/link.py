@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from time import monotonic
@@ -103,6 +104,7 @@ class Link:
         self._carry_out = carry_out
         self._table_changed = table_changed
         self._wakes: list[str] = []
+        self._socket: ClientWebSocketResponse | None = None
         self._urgent = asyncio.Event()
 
     def wake(self, model: str) -> None:
@@ -117,6 +119,13 @@ class Link:
     def report_now(self) -> None:
         """Send a report before the next second."""
         self._urgent.set()
+
+    async def farewell(self) -> None:
+        """The last report, where the controller is there to take it."""
+        if self._socket is not None:
+            with suppress(ClientError, OSError, TimeoutError):
+                async with asyncio.timeout(_CONNECT_S):
+                    await self._report(self._socket, full=False)
 
     async def run(self) -> None:
         """Stay connected until cancelled."""
@@ -144,6 +153,7 @@ class Link:
     async def _converse(self, socket: ClientWebSocketResponse) -> None:
         self._wakes.clear()
         self.connected = True
+        self._socket = socket
         sender: asyncio.Task[None] | None = None
         try:
             await socket.send_str(self._hello.model_dump_json())
@@ -159,6 +169,7 @@ class Link:
                 self._take(message)
         finally:
             self.connected = False
+            self._socket = None
             if sender is not None:
                 sender.cancel()
 

@@ -13,7 +13,7 @@ from bisect import bisect_left
 from enum import StrEnum
 from typing import Final
 
-from gateway.wire import LATENCY_BOUNDS, EndpointCounters, ModelCounters, Report, Version
+from gateway.wire import LATENCY_BOUNDS, EndpointCounters, ModelCounters, Report, TenantCounters, Version
 
 #: What an operator sees as the code of a request whose client left before the answer was complete.
 CLIENT_LEFT: Final = 499
@@ -197,7 +197,7 @@ class Meter:
         """A request that concerned no model was answered."""
         self.unrouted[code] = self.unrouted.get(code, 0) + 1
 
-    def report(self, applied: Version, now: float, *, full: bool) -> Report:
+    def report(self, applied: Version, now: float, *, full: bool, tenants: tuple[TenantCounters, ...] = ()) -> Report:
         """What has changed since the last report, or all; forgets what was removed and is now reported."""
         models = []
         for meter in list(self.models.values()):
@@ -215,4 +215,5 @@ class Meter:
             uptime_s=now - self._began,
             applied=applied,
             models=tuple(models),
+            tenants=tenants,
         )

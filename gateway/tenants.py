@@ -5,8 +5,7 @@ secret of 256 random bits. The id finds the entry; what decides is a comparison 
 unknown ids too. Keys come and go with the table, so a new one works, and a revoked one ceases to, within a moment.
 
 Limits hold for a tenant as a whole and for a tenant and model; a request must pass all that concern it. Requests a
-second are a token bucket (as GCRA: one number, the time at which the bucket would be full again). Several workers have
-an equal share of the rate each. Concurrency is counted over all workers, in the shared memory of `gateway.limits`.
+second (a token bucket) and concurrency are counted over all workers, in the shared memory of `gateway.limits`.
 """
 
 from __future__ import annotations
@@ -18,31 +17,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from gateway.limits import Limits
+from gateway.limits import Bucket, Limits
 from gateway.refusal import Refusal
 from gateway.waiting import ANYONE, Claim
-from gateway.wire import Settings, TenantEntry, TenantLimit
+from gateway.wire import Settings, TenantCounters, TenantEntry, TenantLimit
 
 KEY_PREFIX: Final = "tgm"
 _NO_DIGEST: Final = bytes(32)
 _BUSY_RETRY_S: Final = 1
-
-
-class Bucket:
-    """A token bucket of `burst` tokens that fills at `rate` a second."""
-
-    def __init__(self, rate: float, burst: float) -> None:
-        self.rate = rate
-        self.burst = burst
-        self._full_at = -math.inf
-
-    def wait_s(self, now: float) -> float:
-        """Seconds until a token is there; 0 where one is."""
-        return max(0.0, max(self._full_at, now) + 1 / self.rate - now - self.burst / self.rate - 1e-9)
-
-    def take(self, now: float) -> None:
-        """Take a token."""
-        self._full_at = max(self._full_at, now) + 1 / self.rate
 
 
 @dataclass(slots=True, eq=False)
@@ -67,6 +49,15 @@ class Usage:
     refused: dict[str, int] = field(default_factory=dict)
     """Reason -> requests that a limit of the tenant refused."""
 
+    def counters(self, tenant: str) -> TenantCounters:
+        """As the wire has it."""
+        return TenantCounters(
+            name=tenant,
+            requests=tuple((model, code, count) for (model, code), count in self.requests.items()),
+            seconds=tuple(self.seconds.items()),
+            refused=tuple(self.refused.items()),
+        )
+
 
 class Tenant:
     """One tenant as a worker knows it."""
@@ -76,6 +67,7 @@ class Tenant:
         self.entry = TenantEntry(name=name)
         self.claim = ANYONE
         self.usage = Usage()
+        self.reported = TenantCounters(name=name)
         self.in_flight = 0
         self.quotas: dict[str, Quota] = {}
         """By model; "": over all."""
@@ -171,20 +163,34 @@ class Tenants:
         usage.requests[model, code] = usage.requests.get((model, code), 0) + 1
         usage.seconds[model] = usage.seconds.get(model, 0.0) + now - held.since
 
+    def report(self, *, full: bool) -> tuple[TenantCounters, ...]:
+        """Of each tenant that used something since the last report, or ever, what it used so far."""
+        told = []
+        for tenant in self.by_name.values():
+            counters = tenant.usage.counters(tenant.name)
+            if counters != tenant.reported or (full and counters.requests + counters.refused):
+                tenant.reported = counters
+                told.append(counters)
+        return tuple(told)
+
     def _quota(self, limit: TenantLimit, former: dict[str, Quota]) -> Quota:
-        bucket = None
-        if limit.requests_per_s:
-            workers = self._limits.workers
-            burst = limit.burst or max(1, math.ceil(limit.requests_per_s))
-            bucket = Bucket(limit.requests_per_s / workers, max(1.0, burst / workers))
         quota = former.get(limit.model)
         if quota is None:
-            return Quota(limit.slot, limit.concurrency, bucket)
+            return Quota(limit.slot, limit.concurrency, self._bucket(limit, None))
         old_slot, quota.slot = quota.slot, limit.slot
-        quota.concurrency, quota.bucket = limit.concurrency, bucket
+        quota.concurrency, quota.bucket = limit.concurrency, self._bucket(limit, quota.bucket)
         if old_slot != limit.slot:
             self._limits.move(quota, old_slot)
         return quota
+
+    def _bucket(self, limit: TenantLimit, former: Bucket | None) -> Bucket | None:
+        if not limit.requests_per_s:
+            return None
+        burst = limit.burst or max(1, math.ceil(limit.requests_per_s))
+        if former is None or (former.rate, former.burst) != (limit.requests_per_s, burst):
+            return self._limits.bucket(limit.requests_per_s, burst, limit.slot)
+        former.take_slot(limit.slot)
+        return former
 
     @staticmethod
     def _refuse(tenant: Tenant, status: int, reason: str, message: str, retry_after_s: int | None = None) -> Refusal:

@@ -6,8 +6,8 @@ term. A worker takes only what is newer than what it has, and serves on from its
 
 Up, worker to controller: a `Hello` on connect, a `Report` every second, and a `Wake` at once when a model without a
 usable endpoint is asked for. Counters and time-integrals in a report are *cumulative* since the worker's start, named
-by its `epoch`, so that a lost report costs nothing. A report may leave out models and endpoints that have not changed
-since the last one on this connection; the first report of a connection holds all.
+by its `epoch`, so that a lost report costs nothing. A report may leave out models, endpoints and tenants that have not
+changed since the last one on this connection; the first report of a connection holds all.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Settings(_Message):
     require_key: bool = False
     """Refuse who shows no key of a tenant."""
     queue_max_requests: int = 10_000
-    """Bounds of all waiting rooms of a worker together."""
+    """Bounds of all waiting rooms together, over all workers."""
     queue_max_bytes: int = 256 * 1024 * 1024
 
 
@@ -135,8 +135,11 @@ class ModelEntry(_Message):
     endpoints: tuple[EndpointEntry, ...] = ()
     timeout_s: float = 60.0
     queue_max_requests: int = 1000
+    """Over all workers, like the bytes."""
     queue_max_bytes: int = 64 * 1024 * 1024
     queue_max_s: float = 30.0
+    slot: int = 0
+    """Column of its waiting rooms in the memory that workers share; no other model has it."""
     retry_attempts: int = 1
     retry_all_methods: bool = False
     max_replicas: int = 1
@@ -256,6 +259,18 @@ class ModelCounters(_Message):
     """Endpoints of the table, and removed ones until nothing is in flight to them."""
 
 
+class TenantCounters(_Message):
+    """What a tenant used in this worker, cumulative."""
+
+    name: str
+    requests: tuple[tuple[str, int, int], ...] = ()
+    """(model, code, requests that ended so)."""
+    seconds: tuple[tuple[str, float], ...] = ()
+    """(model, request-seconds, waiting included)."""
+    refused: tuple[tuple[str, int], ...] = ()
+    """(reason, requests that a limit of the tenant refused)."""
+
+
 class Report(_Message):
     type: Literal["report"] = "report"
     worker: int
@@ -265,6 +280,7 @@ class Report(_Message):
     applied: Version
     """Version of the table in use; (0, 0) before any."""
     models: tuple[ModelCounters, ...] = ()
+    tenants: tuple[TenantCounters, ...] = ()
 
 
 class Wake(_Message):

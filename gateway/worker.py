@@ -15,28 +15,28 @@ import argparse
 import asyncio
 import gc
 import logging
-import mmap
 import os
 import random
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from gateway import limits, wire
+from gateway import wire
 from gateway.app import Admin, Front
 from gateway.dispatch import Dispatcher
 from gateway.engine import Engine
+from gateway.heartbeat import Heartbeat
 from gateway.limits import Limits
 from gateway.link import Link, TableCache
 from gateway.listener import inherited_socket, listening_socket, parse_address
 from gateway.logs import configure
 from gateway.meter import Meter
 from gateway.proxy import Proxy
+from gateway.rows import Rows, TooManyWorkers
 from gateway.tls import BadCertificate, Certificate
 from gateway.upstream import Pools
 
@@ -46,37 +46,22 @@ if TYPE_CHECKING:
 log = logging.getLogger("gateway.worker")
 
 _DRAIN_S: Final = 30.0
+#: How soon what a worker held is free that died.
+_BURY_S: Final = 0.25
 
 
 class StartError(Exception):
     """The worker cannot start; the text says why and what would help."""
 
 
-def map_limits(path: Path, index: int, workers: int) -> Limits:
-    """The memory in which workers share limits; made where it is missing. One worker alone needs none."""
-    if workers == 1:
-        return Limits()
-    size = limits.size(workers)
+def claim_row(path: Path) -> Rows:
+    """A place in the memory that workers share, which is made where it is missing."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            if os.fstat(descriptor).st_size < size:
-                os.ftruncate(descriptor, size)
-            memory = memoryview(mmap.mmap(descriptor, size))
-        finally:
-            os.close(descriptor)
+        return Rows(path)
     except OSError as error:
         raise StartError(f"--limits {path}: {error.strerror}; give a file in a folder that can be written") from None
-    lock = threading.Lock()
-
-    def fence() -> None:
-        # Each round is an atomic read-modify-write, before which all stores are seen; the second keeps processors with
-        # one-way barriers from moving the store into the first and the loads out of it.
-        for _ in range(2):
-            lock.acquire()
-            lock.release()
-
-    return Limits(memory, index=index, workers=workers, fence=fence)
+    except TooManyWorkers as error:
+        raise StartError(f"--limits {path}: {error}") from None
 
 
 class Worker:
@@ -87,8 +72,10 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._rng = random.Random()
         self._epoch = f"{self._rng.getrandbits(64):016x}"
-        shared = map_limits(options.limits, options.index, options.workers)
-        self.dispatcher = Dispatcher(shared, Meter(options.index, self._epoch, monotonic()), self._rng)
+        self._rows = claim_row(options.limits) if options.workers > 1 else None
+        self._undertaker: asyncio.TimerHandle | None = None
+        limits = Limits(self._rows.counts() if self._rows is not None else None)
+        self.dispatcher = Dispatcher(limits, Meter(options.index, self._epoch, monotonic()), self._rng)
         self._pools = Pools()
         self._cache = TableCache(options.cache, self.dispatcher.table.snapshot)
         self._link: Link | None = None
@@ -136,6 +123,7 @@ class Worker:
         if cached is not None and (effects := self.dispatcher.apply(cached, monotonic())) is not None:
             self._engine.carry_out(effects)
             log.info("serving %d models from the cached table", len(self.dispatcher.names))
+        self._bury()
         await self.front.start()
         if self._certificate is not None:
             self._certificate.watch()
@@ -171,6 +159,7 @@ class Worker:
         log.info("leaving: finishing what is in flight")
         if not await self.front.drain(_DRAIN_S):
             log.warning("left with requests in flight")
+        await self._link.farewell()
         conversation.cancel()
         await asyncio.gather(conversation, return_exceptions=True)
         self._cache.close()
@@ -179,7 +168,18 @@ class Worker:
         if self._certificate is not None:
             self._certificate.close()
         await self.admin.close()
+        if self._undertaker is not None:
+            self._undertaker.cancel()
+        if self._rows is not None:
+            self._rows.close()
         log.info("left")
+
+    def _bury(self) -> None:
+        """Look, every moment, whether another worker has died."""
+        if self._rows is not None:
+            for row in self._rows.bury():
+                log.info("the worker of row %d is gone; what it held is free", row)
+            self._undertaker = self._loop.call_later(_BURY_S, self._bury)
 
     def _wake(self, model: str) -> None:
         if self._link is not None:
@@ -217,7 +217,9 @@ async def serve(options: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.leave)
+    heartbeat = Heartbeat(loop)
     await worker.run()
+    heartbeat.close()
 
 
 def _address(text: str) -> tuple[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from tangram.cli.up import supervisor_pid
+from tangram.cli.up import supervisor_of
 from tangram.control.paths import ROLE_MARKER, StatePaths
 from tangram.node.processes import find_processes
 
@@ -22,7 +22,7 @@ def ours(state: Path) -> Mapping[str, int]:
         role = process.env.get(ROLE_MARKER)
         if role and process.session == process.pid:
             found[role] = process.pid
-    supervisor = supervisor_pid(paths)
-    if supervisor is not None and Path(f"/proc/{supervisor}").exists():
-        found[SUPERVISOR] = supervisor
+    supervisor = supervisor_of(paths)
+    if supervisor is not None:
+        found[SUPERVISOR] = supervisor.pid
     return found

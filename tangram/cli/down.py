@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from tangram.cli.client import CommandError
-from tangram.cli.up import supervisor_pid, unused
+from tangram.cli.up import supervisor_of, unused
 from tangram.control.paths import ROLE_MARKER, StatePaths
 from tangram.node.processes import (
     Found,
+    Stat,
     end_processes,
     find_processes,
     leaders,
     open_process,
-    read_stat,
     signal_process,
 )
 
@@ -29,6 +29,8 @@ from tangram.node.processes import (
 _DRAIN_S: Final = 35.0
 _STOP_REPLICAS_S: Final = 30.0
 _END_S: Final = 10.0
+#: Between taking the lock and writing who did.
+_LOCKED_S: Final = 1.0
 _SUPERVISOR_S: Final = _DRAIN_S + _STOP_REPLICAS_S + _END_S
 
 Say = Callable[[str], None]
@@ -55,25 +57,32 @@ def _stop_supervisor(paths: StatePaths, say: Say) -> bool:
         with unused(paths):
             return False
     except CommandError:
-        pid = supervisor_pid(paths)
-    stat = read_stat(pid) if pid else None
-    if pid is None or stat is None:
-        raise CommandError(f"{paths.lock} is held by a process that is not a supervisor; end that one first")
-    handle = open_process(pid, stat.start_ticks)
+        stat = _holder(paths)
+    handle = open_process(stat.pid, stat.start_ticks)
     if handle is None:
         return True
     try:
-        say(f"stopping the supervisor (pid {pid})")
-        signal_process(pid, stat.start_ticks, signal.SIGTERM)
+        say(f"stopping the supervisor (pid {stat.pid})")
+        signal_process(stat.pid, stat.start_ticks, signal.SIGTERM)
         if not _ended(handle, _SUPERVISOR_S):
             say("it takes too long; ending it and the rest")
-            signal_process(pid, stat.start_ticks, signal.SIGKILL)
+            signal_process(stat.pid, stat.start_ticks, signal.SIGKILL)
             _ended(handle, _END_S)
         else:
             say("stopped")
     finally:
         os.close(handle)
     return True
+
+
+def _holder(paths: StatePaths) -> Stat:
+    """The supervisor that holds the lock; one that took it a moment ago has yet to write so."""
+    until = time.monotonic() + _LOCKED_S
+    while (stat := supervisor_of(paths)) is None:
+        if time.monotonic() > until:
+            raise CommandError(f"{paths.lock} is held by a process that is not a supervisor; end that one first")
+        time.sleep(0.02)
+    return stat
 
 
 def _end(left: Iterable[Found], paths: StatePaths, say: Say) -> None:

@@ -106,9 +106,11 @@ def down(state: State = None) -> None:
     stop(StatePaths(state_dir(state)), typer.echo)
 
 
-@app.command(help="Show models, replicas, devices, decisions or events.")
+@app.command(help="Show models, replicas, devices, tenants, decisions or events.")
 def get(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="models, replicas, devices, decisions or events.")],
+    what: Annotated[
+        str, typer.Argument(metavar="WHAT", help="models, replicas, devices, tenants, decisions or events.")
+    ],
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="Only this one; for decisions and events, its model.")
     ] = None,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from tangram.cli.client import CommandError, can_listen
 from tangram.control.paths import StatePaths
-from tangram.node.processes import find_processes
+from tangram.node.processes import Stat, find_processes, read_stat
 
 if TYPE_CHECKING:
     from tangram.spec import Documents
@@ -98,10 +98,10 @@ def unused(paths: StatePaths) -> Iterator[None]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
-        holder = supervisor_pid(paths)
+        holder = supervisor_of(paths)
         raise CommandError(
             f"--state: {paths.root} is in use by a running `tangram up`"
-            + (f" (pid {holder})" if holder else "")
+            + (f" (pid {holder.pid})" if holder else "")
             + "; stop that one or give another directory",
             UNUSABLE,
         ) from None
@@ -109,10 +109,16 @@ def unused(paths: StatePaths) -> Iterator[None]:
         os.close(lock)
 
 
-def supervisor_pid(paths: StatePaths) -> int | None:
-    """Who took the lock last, as it wrote itself."""
+def supervisor_of(paths: StatePaths) -> Stat | None:
+    """The process that took the lock last, by what it wrote of itself there; None where it is not there any more.
+
+    A number alone proves nothing: it may be another process's by now. Its start time tells.
+    """
     with contextlib.suppress(OSError, ValueError):
-        return int(paths.lock.read_text(encoding="ascii"))
+        pid, start_ticks = map(int, paths.lock.read_text(encoding="ascii").split())
+        stat = read_stat(pid) if pid > 1 else None
+        if stat is not None and not stat.dead and stat.start_ticks == start_ticks:
+            return stat
     return None
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final, Generic, TypeVar
 from pydantic import BaseModel
 
 from tangram.console import units
-from tangram.control.views import DecisionView, DeviceView, EventView, ModelView, ReplicaView
+from tangram.control.views import DecisionView, DeviceView, EventView, ModelView, ReplicaView, TenantView
 
 _GAP: Final = "  "
 #: Characters of free text that are shown even where the terminal is too narrow for them.
@@ -162,6 +162,24 @@ DEVICES: Final[Kind[DeviceView]] = Kind(
         Column("HOLDS", lambda d, now: ",".join(d.replicas) or units.NONE, wide=True),
     ),
 )
+TENANTS: Final[Kind[TenantView]] = Kind(
+    "tenants",
+    "tenant",
+    ("t",),
+    TenantView,
+    lambda t: t.name,
+    (
+        Column("NAME", lambda t, now: t.name),
+        Column("KEYS", lambda t, now: str(t.keys)),
+        Column("REQUESTS", lambda t, now: str(t.usage.requests)),
+        Column("ERRORS", lambda t, now: str(t.usage.errors)),
+        Column("REFUSED", lambda t, now: str(sum(t.usage.refused.values()))),
+        Column("SECONDS", lambda t, now: f"{t.usage.seconds:.0f}"),
+        Column("PRIORITY", lambda t, now: str(t.priority), wide=True),
+        Column("WEIGHT", lambda t, now: str(t.weight), wide=True),
+        Column("MODELS", lambda t, now: "all" if t.models is None else ",".join(t.models) or units.NONE, wide=True),
+    ),
+)
 DECISIONS: Final[Kind[DecisionView]] = Kind(
     "decisions",
     "decision",
@@ -192,7 +210,7 @@ EVENTS: Final[Kind[EventView]] = Kind(
         Column("MESSAGE", lambda e, now: e.message, free=True),
     ),
 )
-KINDS: Final[tuple[Kind[Any], ...]] = (MODELS, REPLICAS, DEVICES, DECISIONS, EVENTS)
+KINDS: Final[tuple[Kind[Any], ...]] = (MODELS, REPLICAS, DEVICES, TENANTS, DECISIONS, EVENTS)
 
 
 def kind_of(word: str) -> Kind[Any] | None:

@@ -250,7 +250,7 @@ class ControlLoop:
 
     def _numbered(self, replicas: Sequence[Replica]) -> list[Replica]:
         """New replicas get their port and slot, and the count of names goes on."""
-        slots = iter(free_slots(r for r in replicas if r.port))
+        slots = free_slots(r.slot for r in replicas if r.port)
         numbered: list[Replica] = []
         for replica in replicas:
             if not replica.port:

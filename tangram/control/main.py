@@ -18,6 +18,7 @@ import logging
 import os
 import signal
 import socket
+import sqlite3
 import sys
 import time
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from typing import Final
 
 from aiohttp import web
 
+from gateway.heartbeat import Heartbeat
 from gateway.wire import Report, parse_down
 from packer.inventory import Device
 from tangram.control.api import make_app
@@ -94,6 +96,7 @@ async def _run(options: argparse.Namespace) -> None:
         token = load_token(paths.root)
         parts = await _assemble(options, paths, store)
         stack.push_async_callback(parts.close)
+        stack.callback(Heartbeat(asyncio.get_running_loop()).close)
         runner = await _serve_admin(options.admin, make_app(parts.controller, token, [_host(options.admin)]))
         stack.push_async_callback(runner.cleanup)
         await parts.wire.start(paths.wire)
@@ -149,7 +152,7 @@ async def _assemble(options: argparse.Namespace, paths: StatePaths, store: Store
     wire = WireServer(
         term,
         options.workers,
-        on_report=lambda report: _take_report(state, wire, happened, report),
+        on_report=lambda report: _take_report(state, wire, tenancy, happened, report),
         on_wake=lambda model: _wake(state, happened, model),
         on_worker=lambda index, same: None if same else state.demand.gone(index),
     )
@@ -257,11 +260,23 @@ def _apply_file(file: Path, controller: Controller, store: Store) -> None:
         store.set_meta("file_tenants", json.dumps(tenants))
 
 
-def _take_report(state: ControllerState, wire: WireServer, happened: asyncio.Event, report: Report) -> None:
+def _take_report(
+    state: ControllerState, wire: WireServer, tenancy: Tenancy, happened: asyncio.Event, report: Report
+) -> None:
+    if report.tenants:
+        tenancy.usage.report(report, time.time())
+        _keep_usage(tenancy, wire)
     state.demand.report(report, asyncio.get_running_loop().time())
     state.outcomes.report(report)
     if any(r.phase is Phase.DRAINING and wire.drained(r.name) for r in state.replicas.values()):
         happened.set()
+
+
+def _keep_usage(tenancy: Tenancy, wire: WireServer) -> None:
+    try:
+        tenancy.keep([w.hello.epoch for w in wire.workers.values()], time.time())
+    except sqlite3.Error as error:
+        log.warning("what tenants used cannot be recorded: %s; trying again", error)
 
 
 def _wake(state: ControllerState, happened: asyncio.Event, model: str) -> None:

@@ -42,12 +42,21 @@ class StatePaths:
 
     @property
     def wire(self) -> Path:
-        """The controller's Unix socket; beside the temporary files where the state directory's path is too long."""
-        path = self.root / "wire.sock"
+        """The controller's Unix socket."""
+        return self._socket("wire.sock")
+
+    @property
+    def heartbeat(self) -> Path:
+        """The supervisor's Unix socket, which the controller and the workers send their heartbeats to."""
+        return self._socket("heartbeat.sock")
+
+    def _socket(self, name: str) -> Path:
+        """Beside the temporary files where the state directory's path is too long."""
+        path = self.root / name
         if len(os.fsencode(path)) <= _SUN_PATH:
             return path
         digest = hashlib.sha256(os.fsencode(self.root)).hexdigest()[:16]
-        return Path(tempfile.gettempdir()) / f"tangram-{os.getuid()}-{digest}" / "wire.sock"
+        return Path(tempfile.gettempdir()) / f"tangram-{os.getuid()}-{digest}" / name
 
 
 def file_digest(path: Path) -> str:

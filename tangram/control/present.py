@@ -13,16 +13,19 @@ from tangram.control.views import (
     DecisionView,
     DeviceView,
     ExplainView,
+    ModelUsageView,
     ModelView,
     PlacementView,
     ReplicaView,
     RevisionView,
     RolloutView,
     SignalView,
+    TenantUsageView,
 )
 from tangram.core.decision import Decision
 from tangram.core.replica import Phase, Replica
 from tangram.core.rollout import Stage, canary_percent
+from tangram.core.usage import TenantUsage
 
 
 def model_view(state: ControllerState, entry: ModelState, monotonic: float) -> ModelView:
@@ -282,3 +285,24 @@ def _summary(state: ControllerState, entry: ModelState, monotonic: float) -> str
     if entry.latest and entry.latest.waiting:
         text += f"; {entry.latest.waiting}"
     return text
+
+
+def tenant_usage(usage: TenantUsage) -> TenantUsageView:
+    """What a tenant used, models by name."""
+    models = tuple(
+        ModelUsageView(
+            model=name,
+            requests=sum(used.requests.values()),
+            errors=sum(count for code, count in used.requests.items() if code >= 500),
+            seconds=used.seconds,
+            codes={str(code): count for code, count in sorted(used.requests.items())},
+        )
+        for name, used in sorted(usage.models.items())
+    )
+    return TenantUsageView(
+        requests=sum(m.requests for m in models),
+        errors=sum(m.errors for m in models),
+        seconds=sum(m.seconds for m in models),
+        refused=dict(sorted(usage.refused.items())),
+        models=models,
+    )

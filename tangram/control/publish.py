@@ -19,6 +19,7 @@ SOON_S: Final = 1.0
 def table(state: ControllerState, outcome: plans.Plan, now: float) -> Mapping[str, ModelEntry]:
     """Every model's entry after a plan."""
     at = datetime.fromtimestamp(now, UTC)
+    state.give_slots()
     return {
         name: convert.model_entry(
             entry.model,
@@ -27,6 +28,7 @@ def table(state: ControllerState, outcome: plans.Plan, now: float) -> Mapping[st
             unavailable=_unavailable(state, entry, outcome, now),
             canary_percent=rollout.canary_percent(entry.rollout, entry.model.spec.rollout),
             max_replicas=convert.replica_bounds(entry.model, at)[1],
+            slot=entry.slot or 0,
         )
         for name, entry in state.models.items()
     }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from autoscaler.policy import State as PolicyState
@@ -41,6 +42,8 @@ class ModelState:
     """Seconds to ready of the last starts."""
     woken: bool = False
     """Whether a request waits and no replica is there."""
+    slot: int | None = None
+    """Column of its waiting rooms in the memory that gateway workers share; the loop gives it one."""
     changed: bool = False
     """Whether the spec was changed since the last recommendation."""
     rollout: Rollout | None = None
@@ -93,6 +96,13 @@ class ControllerState:
         """Replicas of a model, by name."""
         return sorted((r for r in self.replicas.values() if r.model == name), key=natural)
 
+    def give_slots(self) -> None:
+        """Every model gets a column for its waiting rooms, and keeps it."""
+        slots = free_slots(m.slot for m in self.models.values() if m.slot is not None)
+        for entry in self.models.values():
+            if entry.slot is None:
+                entry.slot = next(slots)
+
     def count(self, name: str, *phases: Phase) -> int:
         """Replicas of a model in any of the phases."""
         return sum(r.model == name and r.phase in phases for r in self.replicas.values())
@@ -109,11 +119,7 @@ def natural(replica: Replica) -> tuple[str, int]:
     return replica.model, int(number) if number.isdigit() else 0
 
 
-def free_slots(replicas: Iterable[Replica]) -> Iterable[int]:
-    """Columns of the workers' shared memory that no replica holds, lowest first."""
-    taken = {r.slot for r in replicas}
-    slot = 0
-    while True:
-        if slot not in taken:
-            yield slot
-        slot += 1
+def free_slots(taken: Iterable[int]) -> Iterator[int]:
+    """Columns of the workers' shared memory that nobody holds, lowest first."""
+    held = set(taken)
+    return (slot for slot in itertools.count() if slot not in held)

@@ -19,6 +19,7 @@ from tangram.control.views import DecisionView, EventView
 from tangram.core.keys import Key
 from tangram.core.replica import Phase, Replica
 from tangram.core.rollout import Rollout, Stage
+from tangram.core.usage import Entry
 from tangram.spec import Fleet, Model, Tenant
 
 #: Each entry takes the schema from its index to the next version (PRAGMA user_version).
@@ -55,6 +56,12 @@ MIGRATIONS: Final = (
     CREATE TABLE tenants (name TEXT PRIMARY KEY, document TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE keys (
         id TEXT PRIMARY KEY, tenant TEXT NOT NULL, sha256 TEXT NOT NULL, created_at REAL NOT NULL
+    ) WITHOUT ROWID;
+    """,
+    """
+    CREATE TABLE usage (
+        epoch TEXT NOT NULL, tenant TEXT NOT NULL, model TEXT NOT NULL, what TEXT NOT NULL, amount REAL NOT NULL,
+        PRIMARY KEY (epoch, tenant, model, what)
     ) WITHOUT ROWID;
     """,
 )
@@ -248,9 +255,25 @@ class Store:
         )
 
     def delete_tenant(self, name: str) -> None:
-        """Drop a tenant and its keys."""
+        """Drop a tenant, its keys and what it used."""
         self._db.execute("DELETE FROM keys WHERE tenant = ?", (name,))
+        self._db.execute("DELETE FROM usage WHERE tenant = ?", (name,))
         self._db.execute("DELETE FROM tenants WHERE name = ?", (name,))
+
+    def usage(self) -> dict[Entry, float]:
+        """What tenants used."""
+        rows = self._db.execute("SELECT epoch, tenant, model, what, amount FROM usage")
+        return {Entry(*row[:4]): row[4] for row in rows}
+
+    def put_usage(self, amounts: Mapping[Entry, float], over: Iterable[str]) -> None:
+        """Record amounts, new or changed, and drop those of epochs that are over."""
+        with self.transaction():
+            self._db.executemany("DELETE FROM usage WHERE epoch = ?", [(epoch,) for epoch in over])
+            self._db.executemany(
+                "INSERT INTO usage VALUES (?, ?, ?, ?, ?)"
+                " ON CONFLICT (epoch, tenant, model, what) DO UPDATE SET amount = excluded.amount",
+                [(*entry, amount) for entry, amount in amounts.items()],
+            )
 
     def tenant_keys(self) -> list[Key]:
         """Oldest first."""

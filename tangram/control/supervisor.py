@@ -5,6 +5,10 @@ all processes below it, so that Instances whose controller died come to it and l
 its own: if it is killed, everything else goes on, and the next `up` finds each process by the markers in its
 environment. One whose command line and file are still the same is adopted; another is replaced.
 
+A part that lives and is not heard for a while (its event loop is blocked, or it is stopped) is killed, and started
+again like one that ended. A worker's connections are lost with it; those that nobody has accepted yet wait for its
+successor.
+
 SIGINT, SIGTERM and SIGHUP stop everything, in the order in which no request is lost: gateway workers drain, then the
 controller stops the replicas, then itself. A second signal hastens. Standard library only, to stay small.
 """
@@ -27,8 +31,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from gateway.heartbeat import HEARTBEAT
 from gateway.listener import LISTEN_FD, is_listening, listening_socket, parse_address
 from tangram.control.paths import FILE_MARKER, ROLE_MARKER, STATE_MARKER, StatePaths, file_digest
+from tangram.control.watchdog import LOOK_S, Listener, Silence
 from tangram.node.processes import (
     Found,
     SpawnError,
@@ -56,6 +62,10 @@ HASTENED_GRACE_S: Final = 0.5
 UNUSABLE: Final = 2
 #: Bytes of a log that are looked at for what a process that ended has said.
 _LAST_WORDS: Final = 1 << 20
+
+#: Seconds of silence after which a part is taken for stuck. A turn of the controller may compute for seconds.
+WORKER_SILENCE_S: Final = 10.0
+CONTROLLER_SILENCE_S: Final = 30.0
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _CONTROLLER: Final = "controller"
@@ -85,6 +95,15 @@ class Part:
     listener: socket.socket | None = None
     """Held here too, so that connections wait while the worker is dead."""
     adopted: bool = False
+    silence: Silence | None = None
+    """For how long it has not been heard; None while it does not run."""
+
+    def began(self, *, adopted: bool) -> None:
+        """Its process runs since now, or is watched since now."""
+        now = time.monotonic()
+        self.started_at, self.start_at, self.adopted = now, None, adopted
+        bound_s = CONTROLLER_SILENCE_S if self.role == _CONTROLLER else WORKER_SILENCE_S
+        self.silence = Silence(bound_s, now, new=not adopted)
 
     @property
     def running(self) -> bool:
@@ -100,6 +119,7 @@ class Supervisor:
     started: bool = False
     signals: list[int] = field(default_factory=list)
     wakeup: socket.socket | None = None
+    heartbeats: Listener | None = None
     hastened: bool = False
     """Whether a second signal came during a stop."""
     banner_fd: int = -1
@@ -121,7 +141,8 @@ class Supervisor:
                 fd = open_process(process.pid, process.start_ticks)
                 if fd is not None:
                     part.pid, part.start_ticks, part.fd = process.pid, process.start_ticks, fd
-                    part.started_at, part.adopted, part.worked = time.monotonic(), True, True
+                    part.worked = True
+                    part.began(adopted=True)
                     say(f"adopted {role} (pid {process.pid})")
             else:
                 say(f"replacing {role} (pid {process.pid}), which was started with other settings")
@@ -160,7 +181,7 @@ class Supervisor:
             stat = read_stat(pid)
             part.pid, part.start_ticks = pid, stat.start_ticks if stat else 0
             part.fd = os.pidfd_open(pid)
-            part.started_at, part.start_at, part.adopted = time.monotonic(), None, False
+            part.began(adopted=False)
 
     # --- watch ---
 
@@ -168,7 +189,7 @@ class Supervisor:
         """Until told to stop, or until the controller says that it cannot run; the exit code."""
         while True:
             self.start_due()
-            self._wait(self._next_start())
+            self._wait(self._next_look())
             if any(s in _STOP_SIGNALS for s in self.signals):
                 self.stop()
                 return 0
@@ -178,6 +199,16 @@ class Supervisor:
                 if part.running and has_ended(part.fd) and (code := self._ended(part)) is not None:
                     self.stop()
                     return code
+                self._kill_if_stuck(part)
+
+    def _kill_if_stuck(self, part: Part) -> None:
+        if not part.running or part.silence is None or self.heartbeats is None:
+            return
+        silent_s = part.silence.broken(time.monotonic())
+        if silent_s is not None and self.heartbeats.reachable():
+            say(f"{part.role} (pid {part.pid}) has done nothing for {silent_s:.0f} s; killing it")
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(part.fd, signal.SIGKILL)
 
     def _ended(self, part: Part) -> int | None:
         code = reap(part.fd)
@@ -212,21 +243,28 @@ class Supervisor:
         told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
         return told or lines[-1:]
 
-    def _next_start(self) -> float | None:
-        times = [p.start_at for p in self.parts if p.start_at is not None]
-        return max(0.0, min(times) - time.monotonic()) if times else None
+    def _next_look(self) -> float:
+        times = [p.start_at - time.monotonic() for p in self.parts if p.start_at is not None]
+        return max(0.0, min([LOOK_S, *times]))
 
-    def _wait(self, timeout_s: float | None) -> None:
+    def _wait(self, timeout_s: float) -> None:
         poll = select.poll()
         if self.wakeup is not None:
             poll.register(self.wakeup, select.POLLIN)
         for part in self.parts:
             if part.running:
                 poll.register(part.fd, select.POLLIN)
-        poll.poll(None if timeout_s is None else timeout_s * 1000)
+        if self.heartbeats is not None:
+            poll.register(self.heartbeats, select.POLLIN)
+        poll.poll(timeout_s * 1000)
         if self.wakeup is not None:
             with contextlib.suppress(BlockingIOError):
                 self.signals += self.wakeup.recv(4096)
+        if self.heartbeats is not None:
+            heard = self.heartbeats.heard()
+            for part in self.parts:
+                if part.running and part.silence is not None and part.pid in heard:
+                    part.silence.heard()
 
     def _reap_orphans(self) -> None:
         """Take the exit status of processes that came to us as subreaper; parts are reaped by their pidfd."""
@@ -264,6 +302,9 @@ class Supervisor:
             end_processes(left, HASTENED_GRACE_S if self.hastened else GRACE_S)
         with contextlib.suppress(FileNotFoundError):
             self.paths.endpoints.unlink()
+        if self.heartbeats is not None:
+            self.heartbeats.close()
+            self.heartbeats = None
         say("stopped; nothing is left running")
 
     def _end_banner(self) -> None:
@@ -328,7 +369,7 @@ def parts_of(options: argparse.Namespace, paths: StatePaths) -> list[Part]:
     file = Path(options.file).absolute()
 
     def markers(role: str, extra: Mapping[str, str] = {}) -> dict[str, str]:
-        return {STATE_MARKER: str(paths.root), ROLE_MARKER: role, **extra}
+        return {STATE_MARKER: str(paths.root), ROLE_MARKER: role, HEARTBEAT: str(paths.heartbeat), **extra}
 
     controller = [python, "-m", "tangram.control.main", "--state", str(paths.root), "--file", str(file)]
     controller += ["--listen", options.listen, "--admin", options.admin, "--workers", str(options.workers), *json_logs]
@@ -372,7 +413,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return UNUSABLE
     os.ftruncate(lock, 0)
-    os.write(lock, f"{os.getpid()}\n".encode())
+    me = read_stat(os.getpid())
+    os.write(lock, f"{os.getpid()} {me.start_ticks if me else 0}\n".encode())
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
     reader, writer = socket.socketpair()
@@ -382,7 +424,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for signum in (*_STOP_SIGNALS, signal.SIGCHLD):
         signal.signal(signum, lambda *_: None)
 
-    supervisor = Supervisor(paths, parts_of(options, paths), wakeup=reader)
+    try:
+        heartbeats = Listener(paths.heartbeat)
+    except OSError as error:
+        print(f"tangram: {paths.heartbeat}: {error.strerror}; make its folder writable", file=sys.stderr)
+        return UNUSABLE
+    supervisor = Supervisor(paths, parts_of(options, paths), wakeup=reader, heartbeats=heartbeats)
     supervisor.adopt()
     supervisor.start_due()
     banner = subprocess.Popen(

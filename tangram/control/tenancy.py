@@ -1,15 +1,18 @@
-"""Tenants and their keys, as the controller keeps them; every change goes to the gateway at once."""
+"""Tenants, their keys and what they used, as the controller keeps them; a change goes to the gateway at once."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 
 from gateway import wire
+from tangram.control import present
 from tangram.control.facade import NotFound
 from tangram.control.store import Store
 from tangram.control.views import KeyView, NewKeyView, TenantView
 from tangram.core import convert, keys
+from tangram.core.usage import TenantUsage, UsageTracker
 from tangram.spec import Fleet, SpecError, Tenant
 
 
@@ -21,6 +24,8 @@ class Tenancy:
         self._publish = publish
         self._require_key = require_key
         self.tenants: dict[str, Tenant] = store.tenants()
+        self.usage = UsageTracker(store.usage(), time.time())
+        self._over: set[str] = set()
 
     def publish(self, fleet: Fleet | None) -> None:
         """Send what holds now."""
@@ -30,6 +35,7 @@ class Tenancy:
     def views(self) -> Sequence[TenantView]:
         """By name."""
         stored = self._store.tenant_keys()
+        totals = self.usage.totals()
         return [
             TenantView(
                 name=name,
@@ -37,6 +43,7 @@ class Tenancy:
                 weight=tenant.spec.weight,
                 models=tenant.spec.models,
                 keys=len(tenant.spec.keys) + sum(k.tenant == name for k in stored),
+                usage=present.tenant_usage(totals.get(name, TenantUsage())),
             )
             for name, tenant in sorted(self.tenants.items())
         ]
@@ -69,12 +76,26 @@ class Tenancy:
     def take(self, changed: Sequence[Tenant], removed: Sequence[str]) -> None:
         """Follow what has been recorded."""
         self.tenants = {n: t for n, t in self.tenants.items() if n not in removed} | {t.name: t for t in changed}
+        self.usage.forget(removed)
+
+    def keep(self, live: Iterable[str], now: float) -> None:
+        """Record what was used since the last call; `live` are the epochs of workers that are there.
+
+        Raises sqlite3.Error; then all of it is recorded next time.
+        """
+        self._over |= self.usage.settle(live, now)
+        changed = {e: a for e, a in self.usage.changed().items() if e.tenant in self.tenants}
+        if changed or self._over:
+            self._store.put_usage(changed, self._over)
+        self.usage.recorded()
+        self._over.clear()
 
     def delete(self, name: str) -> None:
         """Remove a tenant and its keys. Raises NotFound."""
         self._tenant(name)
         self._store.delete_tenant(name)
         del self.tenants[name]
+        self.usage.forget([name])
 
     def _tenant(self, name: str) -> Tenant:
         found = self.tenants.get(name)

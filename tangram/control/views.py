@@ -190,6 +190,31 @@ class DescribeView(_View):
     decisions: tuple[DecisionView, ...]
 
 
+class ModelUsageView(_View):
+    """What a tenant used of one model, since it was declared."""
+
+    model: str
+    requests: int
+    """Within its limits, however they ended."""
+    errors: int
+    """Those of them that ended with 5xx."""
+    seconds: float
+    """Request-seconds, waiting included."""
+    codes: dict[str, int]
+    """Requests by status; 499: the client left."""
+
+
+class TenantUsageView(_View):
+    """What a tenant used since it was declared, over all workers and their restarts; at most seconds old."""
+
+    requests: int = 0
+    errors: int = 0
+    seconds: float = 0.0
+    refused: dict[str, int] = {}
+    """By reason: requests that the tenant's limits refused."""
+    models: tuple[ModelUsageView, ...] = ()
+
+
 class TenantView(_View):
     name: str
     priority: int
@@ -198,6 +223,7 @@ class TenantView(_View):
     """None: all."""
     keys: int
     """How many there are."""
+    usage: TenantUsageView = TenantUsageView()
 
 
 class KeyView(_View):

@@ -13,7 +13,7 @@ from autoscaler.quota import Claim
 from autoscaler.schedule import bounds
 from autoscaler.types import MetricTarget, Objective, RatePolicy, Recommendation, ScalingPolicy, Schedule
 from gateway import wire
-from gateway.limits import COLUMNS
+from gateway.counts import COLUMNS
 from gateway.wire import EndpointEntry, ModelEntry
 from packer.inventory import Device, Inventory, Node, SliceRequest
 from packer.mix import Mix, Shape, shape_of
@@ -171,6 +171,7 @@ def model_entry(
     host: str = "127.0.0.1",
     canary_percent: int | None = None,
     max_replicas: int | None = None,
+    slot: int = 0,
 ) -> ModelEntry:
     """All that gateway workers need to know of the model: its settings and its usable replicas.
 
@@ -200,6 +201,7 @@ def model_entry(
         queue_max_requests=spec.traffic.queue.max_requests,
         queue_max_bytes=spec.traffic.queue.max_memory * 1024 * 1024,
         queue_max_s=spec.traffic.queue.max_seconds,
+        slot=slot,
         retry_attempts=spec.traffic.retry.attempts,
         retry_all_methods=spec.traffic.retry.all_methods,
         max_replicas=usual if max_replicas is None else max_replicas,

@@ -38,6 +38,8 @@ class StartOrder:
     readiness_period_s: float = 1.0
     readiness_timeout_s: float = 1.0
     failure_threshold: int = 3
+    liveness_s: float = 60.0
+    """Seconds without any answer to a probe after which an Instance that was ready once is killed."""
     cpu_cores: float | None = None
     """Share of the host's cores that stands for the slice's compute; None is unbounded."""
 

@@ -4,6 +4,9 @@
         |         |          |
         '---------+----------+--> EXITED    by the pidfd
 
+One that was ready and then gives no answer at all to its probes for `liveness_s` is killed (a deadlock, a SIGSTOP), and
+ends like any other. One that answers that it is not ready is left alone.
+
 The pidfd says at once when the process ends, whether it is a child or was adopted. What is left of it then (workers it
 had forked) is ended too: at once after a crash, with the rest of the grace period when it was being stopped. EXITED is
 said when nothing is left, so that the slice is really free.
@@ -30,6 +33,8 @@ from tangram.node.probe import next_delay, probe
 _log = logging.getLogger(__name__)
 
 _MESSAGE_LENGTH: Final = 300
+#: Probes in a row without any answer before an Instance may be killed: one alone may be our own doing.
+_ENOUGH_SILENCE: Final = 3
 
 
 class Instance:
@@ -73,6 +78,10 @@ class Instance:
         self._usage = Usage(None, None)
         self._message = ""
         self._failures = 0
+        self._unanswered: list[float] = []
+        """When the probes began that had no answer at all, since the last that had one: the first few."""
+        self._verdict = ""
+        """Why we killed it."""
         self._watched_since = time.monotonic()
         self._fd: int | None = None
         self._witnessed = False
@@ -139,10 +148,14 @@ class Instance:
 
     async def probe_once(self) -> None:
         """Probe now and take the result into account."""
-        order = self.order
+        order, began = self.order, time.monotonic()
         failure = await probe(HOST, order.port, order.readiness_path, order.readiness_timeout_s)
         if self._exited_at is not None:
             return
+        if failure is None or failure.answered:
+            self._unanswered.clear()
+        elif len(self._unanswered) < _ENOUGH_SILENCE:
+            self._unanswered.append(began)
         if failure is None:
             self._failures = 0
             if self.phase is not InstancePhase.READY:
@@ -153,10 +166,20 @@ class Instance:
             return
         self._failures += 1
         if self.phase is not InstancePhase.READY:
-            self._message = failure
+            self._message = failure.text
         elif self._failures >= order.failure_threshold:
-            self._message = failure
+            self._message = failure.text
             self._enter(InstancePhase.UNREADY)
+        self._kill_if_dead(time.monotonic())
+
+    def _kill_if_dead(self, now: float) -> None:
+        if self._ready_at is None or len(self._unanswered) < _ENOUGH_SILENCE or self._verdict:
+            return
+        silent_s = now - self._unanswered[0]
+        if silent_s >= self.order.liveness_s:
+            self._verdict = f"gave no answer to its probes for {silent_s:.0f} s and was killed"
+            _log.warning("%s %s", self.order.instance, self._verdict)
+            self._signal(signal.SIGKILL)
 
     async def stop(self, grace_s: float) -> None:
         """SIGTERM to the group, SIGKILL to all that is left after grace_s; returns when nothing is."""
@@ -210,8 +233,8 @@ class Instance:
             await self._end_leftovers()
         except OSError:
             _log.exception("it cannot be told what %s has left", self.order.instance)
-        self._message = ""
-        if not self.stopping:
+        self._message = self._verdict
+        if not self.stopping and not self._verdict:
             self._message = last_line(await asyncio.to_thread(logs.tail_since, self._log_file, self._log_offset, 20))
         self._usage = Usage(None, None)
         self._enter(InstancePhase.EXITED)

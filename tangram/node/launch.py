@@ -44,6 +44,7 @@ def order(model: Model, instance: str, port: int, device: Device) -> StartOrder:
         readiness_period_s=runtime.readiness.period_seconds,
         readiness_timeout_s=runtime.readiness.timeout_seconds,
         failure_threshold=runtime.readiness.failure_threshold,
+        liveness_s=runtime.liveness.period_seconds * runtime.liveness.failure_threshold,
         cpu_cores=share.cpu_cores,
     )
 

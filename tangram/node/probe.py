@@ -12,7 +12,7 @@ and an idle controller is woken once for all.
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from typing import Final, NamedTuple
 
 _FIRST_S: Final = 0.03
 _FASTEST_S: Final = 0.05
@@ -21,6 +21,14 @@ _PATIENCE_S: Final = 30.0
 #: The answer's body is read and dropped for this long before the connection is closed under the server.
 _LINGER_S: Final = 1.0
 _MAX_STATUS_LINE: Final = 1024
+
+
+class Failure(NamedTuple):
+    """Why an Instance is not ready."""
+
+    text: str
+    answered: bool
+    """Whether it said anything at all: then its process turns."""
 
 
 def next_delay(age_s: float | None, period_s: float, now: float, *, ready: bool) -> float:
@@ -37,25 +45,25 @@ def next_delay(age_s: float | None, period_s: float, now: float, *, ready: bool)
     return min(max(_FASTEST_S, age_s / 20), _SLOWEST_S, period_s)
 
 
-async def probe(host: str, port: int, path: str, timeout_s: float) -> str | None:
-    """Ask once; None when ready, else why not, in words."""
+async def probe(host: str, port: int, path: str, timeout_s: float) -> Failure | None:
+    """Ask once; None when ready, else why not."""
     loop = asyncio.get_running_loop()
-    answer: asyncio.Future[str | None] = loop.create_future()
+    answer: asyncio.Future[Failure | None] = loop.create_future()
     try:
         async with asyncio.timeout(timeout_s):
             await loop.create_connection(lambda: _Get(answer, host, port, path), host, port)
             return await answer
     except TimeoutError:
-        return f"GET {path} on port {port}: no answer within {timeout_s:g} s"
+        return Failure(f"GET {path} on port {port}: no answer within {timeout_s:g} s", answered=False)
     except OSError as error:
         reason = error.strerror or str(error)
         if isinstance(error, ConnectionRefusedError):
             reason = "connection refused"
-        return f"GET {path} on port {port}: {reason}"
+        return Failure(f"GET {path} on port {port}: {reason}", answered=False)
 
 
 class _Get(asyncio.Protocol):
-    def __init__(self, answer: asyncio.Future[str | None], host: str, port: int, path: str) -> None:
+    def __init__(self, answer: asyncio.Future[Failure | None], host: str, port: int, path: str) -> None:
         self._answer = answer
         self._what = f"GET {path} on port {port}"
         authority = f"[{host}]" if ":" in host else host
@@ -83,19 +91,19 @@ class _Get(asyncio.Protocol):
         version, _, rest = line.partition(b" ")
         status = rest[:3]
         if not version.startswith(b"HTTP/1.") or len(status) < 3 or not status.isdigit():
-            self._answer.set_result(f"{self._what}: the answer is not HTTP")
+            self._answer.set_result(Failure(f"{self._what}: the answer is not HTTP", answered=True))
         elif status.startswith(b"2"):
             self._answer.set_result(None)
         else:
-            self._answer.set_result(f"{self._what}: status {status.decode()}")
+            self._answer.set_result(Failure(f"{self._what}: status {status.decode()}", answered=True))
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._linger is not None:
             self._linger.cancel()
         if not self._answer.done():
-            self._answer.set_result(f"{self._what}: connection closed without an answer")
+            self._answer.set_result(Failure(f"{self._what}: connection closed without an answer", answered=False))
 
-    def _answered(self, answer: asyncio.Future[str | None]) -> None:
+    def _answered(self, answer: asyncio.Future[Failure | None]) -> None:
         assert self._transport is not None
         if answer.cancelled():
             self._transport.abort()

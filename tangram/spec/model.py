@@ -43,7 +43,7 @@ class Model(Doc):
     def revision(self) -> str:
         """Eight hex digits over the fields that shape the process; a replica of another revision must be replaced."""
         shape = self.spec.model_dump(mode="json", include={"runtime", "resources", "slice"}, by_alias=True)
-        for later in ("readiness", "progressDeadlineSeconds", "terminationGracePeriodSeconds"):
+        for later in ("readiness", "liveness", "progressDeadlineSeconds", "terminationGracePeriodSeconds"):
             del shape["runtime"][later]
         del shape["slice"]["computeLimit"]
         return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:8]

@@ -38,6 +38,15 @@ class Readiness(Doc):
     failure_threshold: Annotated[int, Field(ge=1)] = 3
 
 
+class Liveness(Doc):
+    """A replica that was ready, and then gives its readiness probe no answer at all for `periodSeconds` times
+    `failureThreshold`, is killed and started again. One that answers that it is not ready is left alone.
+    """
+
+    period_seconds: Positive = 10.0
+    failure_threshold: Annotated[int, Field(ge=1)] = 6
+
+
 class Runtime(Doc):
     kind: RuntimeKind = RuntimeKind.EMBEDDED
     model: str | None = None
@@ -51,6 +60,7 @@ class Runtime(Doc):
     """Port inside a container; on one machine each replica gets a free port of its own."""
     protocol: Protocol = Protocol.OIP
     readiness: Readiness = Readiness()
+    liveness: Liveness = Liveness()
     env: tuple[EnvVar, ...] = ()
     progress_deadline_seconds: Positive = 120.0
     """A start that is not ready after this long is ended, said so, and tried elsewhere with back-off."""

@@ -21,7 +21,8 @@ import fcntl, os, signal, sys
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 lock = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o600)
 fcntl.flock(lock, fcntl.LOCK_EX)
-os.write(lock, f"{os.getpid()}\\n".encode())
+start_ticks = open("/proc/self/stat").read().rpartition(")")[2].split()[19]
+os.write(lock, (sys.argv[2] if len(sys.argv) > 2 else f"{os.getpid()} {start_ticks}").encode())
 print(flush=True)
 signal.sigwait({signal.SIGTERM})
 """
@@ -42,9 +43,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
     (tmp_path / "state").mkdir()
     with ExitStack() as stack:
 
-        def start(program: str, argument: Path, **markers: object) -> subprocess.Popen[bytes]:
+        def start(program: str, *arguments: object, **markers: object) -> subprocess.Popen[bytes]:
             environment = os.environ | {f"TANGRAM_{k.upper()}": str(v) for k, v in markers.items()}
-            argv = [sys.executable, "-c", program, str(argument)]
+            argv = [sys.executable, "-c", program, *map(str, arguments)]
             process = stack.enter_context(
                 subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, start_new_session=True)
             )
@@ -92,3 +93,17 @@ def test_a_live_supervisor_is_asked_to_stop(tangram: Tangram, start: Start, tmp_
     assert ran.code == 0, ran.err
     assert f"stopping the supervisor (pid {supervisor.pid})" in ran.out
     assert supervisor.wait(10) == 0
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("told", ["{pid}", "{pid} 1", "1 1", "0 0", "-1 5", "4194304 7", "", "who knows"])
+def test_who_only_has_a_supervisors_number_is_not_signalled(
+    tangram: Tangram, start: Start, tmp_path: Path, told: str
+) -> None:
+    lock = tmp_path / "state" / "supervisor.lock"
+    stranger = start(PART, tmp_path / "stranger")
+    start(SUPERVISOR, lock, told.format(pid=stranger.pid))
+    ran = tangram("down", "--state", "state")
+    assert ran.code != 0
+    assert "is held by a process that is not a supervisor" in ran.err
+    assert stranger.poll() is None

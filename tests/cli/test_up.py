@@ -18,6 +18,7 @@ from tangram.cli.up import UpOptions, prepare
 from tangram.control.paths import StatePaths
 from tangram.control.store import Store
 from tangram.core.keys import Key
+from tangram.node.processes import read_stat
 
 Tangram = Callable[..., Any]
 
@@ -151,9 +152,12 @@ def test_a_state_directory_in_use(options: dict[str, Any]) -> None:
     paths = StatePaths(options["state"])
     holder = os.open(paths.lock, os.O_RDWR)
     try:
-        os.write(holder, b"4242\n")
         fcntl.flock(holder, fcntl.LOCK_EX)
-        assert "is in use by a running `tangram up` (pid 4242)" in refused(options)
+        assert "is in use by a running `tangram up`; stop" in refused(options)
+        me = read_stat(os.getpid())
+        assert me is not None
+        os.write(holder, f"{me.pid} {me.start_ticks}\n".encode())
+        assert f"is in use by a running `tangram up` (pid {me.pid})" in refused(options)
     finally:
         os.close(holder)
     assert prepare(UpOptions(**options))

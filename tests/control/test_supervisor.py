@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.heartbeat import HEARTBEAT
 from tangram.control import supervisor
 from tangram.control.paths import FILE_MARKER, ROLE_MARKER, STATE_MARKER, StatePaths, file_digest
 from tangram.control.supervisor import Part, Supervisor
@@ -107,6 +108,7 @@ def test_parts_carry_what_finds_and_tells_them_apart(tmp_path: Path, paths: Stat
     assert first.markers == {
         STATE_MARKER: str(paths.root),
         ROLE_MARKER: "controller",
+        HEARTBEAT: str(paths.heartbeat),
         FILE_MARKER: file_digest(file),
     }
     assert [w.role for w in workers] == ["worker-0", "worker-1"]

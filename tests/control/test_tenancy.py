@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import sqlite3
 from pathlib import Path
 
 import pytest
 
 from gateway.limits import Limits
 from gateway.tenants import Tenants
-from gateway.wire import Settings
+from gateway.wire import Report, Settings, TenantCounters
 from tangram.control.facade import NotFound
 from tangram.control.store import Store, holds_keys
 from tangram.control.tenancy import Tenancy
@@ -101,3 +102,55 @@ def test_no_two_limits_share_a_place_in_shared_memory(store: Store) -> None:
     slots = [limit.slot for tenant in office.sent[-1].tenants for limit in tenant.limits]
     assert len(set(slots)) == 4
     assert min(slots) > 4000
+
+
+def used(epoch: str, requests: int) -> Report:
+    counters = TenantCounters(
+        name="acme", requests=(("m", 200, requests), ("m", 502, 1)), seconds=(("m", 2.5),), refused=(("forbidden", 3),)
+    )
+    return Report(worker=0, epoch=epoch, uptime_s=1.0, applied=(1, 1), tenants=(counters,))
+
+
+def test_what_was_used_outlives_workers_and_controllers(store: Store) -> None:
+    office = Office(store)
+    office.put("acme")
+    office.it.usage.report(used("a", 4), 0.0)
+    office.it.keep(["a"], 0.0)
+    again = Office(store)
+    again.it.usage.report(used("a", 6), 1.0)
+    again.it.usage.report(used("b", 1), 1.0)
+    again.it.keep(["b"], 2.0)
+    (view,) = Office(store).it.views()
+    assert (view.usage.requests, view.usage.errors, view.usage.seconds) == (9, 2, 5.0)
+    assert view.usage.refused == {"forbidden": 6}
+    (model,) = view.usage.models
+    assert (model.model, model.codes) == ("m", {"200": 7, "502": 2})
+
+
+def test_a_tenants_usage_goes_with_it(store: Store) -> None:
+    office = Office(store)
+    office.put("acme")
+    office.it.usage.report(used("a", 4), 0.0)
+    office.it.keep(["a"], 0.0)
+    office.it.delete("acme")
+    # A worker that has not heard of it yet.
+    office.it.usage.report(used("a", 5), 0.0)
+    office.it.keep(["a"], 1.0)
+    office.put("acme")
+    assert Office(store).it.views()[0].usage.requests == 0
+
+
+def test_what_could_not_be_recorded_is_recorded_later(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    office = Office(store)
+    office.put("acme")
+    office.it.usage.report(used("a", 4), 0.0)
+
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "put_usage", full)
+        with pytest.raises(sqlite3.Error):
+            office.it.keep(["a"], 0.0)
+    office.it.keep(["a"], 1.0)
+    assert Office(store).it.views()[0].usage.requests == 5

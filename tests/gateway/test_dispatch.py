@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from gateway.dispatch import FOREIGN_POLL_S, Dispatcher, Lease, Outcome, Refusal
-from gateway.limits import Limits, size
+from gateway.limits import Limits
 from gateway.meter import Meter
 from gateway.waiting import Ticket
-from gateway.wire import EndpointEntry, ModelEntry, Removal, Snapshot, Update
+from gateway.wire import EndpointEntry, ModelEntry, Removal, Settings, SettingsUpdate, Snapshot, Update
+
+from .sharing import share
 
 
 def at(id: str, slot: int = 0, **fields) -> EndpointEntry:
@@ -256,8 +258,7 @@ def test_what_an_outcome_says_of_the_endpoint(desk, outcome, completions, failur
 
 
 def test_places_that_another_worker_frees_are_found_by_looking():
-    memory = memoryview(bytearray(size(2)))
-    one, two = (Desk(Limits(memory, index=n, workers=2)) for n in range(2))
+    one, two = map(Desk, share(2))
     for desk in (one, two):
         desk.table(at("a", slot=3, concurrency=1))
     lease = one.ask()
@@ -271,6 +272,37 @@ def test_places_that_another_worker_frees_are_found_by_looking():
     assert two.it.next_tick(1.0) is None
 
 
+def test_the_bounds_of_waiting_rooms_hold_over_all_workers():
+    one, two = map(Desk, share(2))
+    for desk in (one, two):
+        desk.table(queue_max_requests=3, queue_max_bytes=100, slot=5)
+    waiting = [one.ask(nbytes=10), one.ask(nbytes=10), two.ask(nbytes=10)]
+    assert all(isinstance(place, Ticket) for place in waiting)
+    assert two.ask().reason == one.ask().reason == "queue_full"
+    one.it.cancel(one.served, waiting[0], 0.0)
+    assert two.ask(nbytes=81).reason == "queue_full"
+    assert isinstance(two.ask(nbytes=80), Ticket)
+    # The table moves the model's count; nothing of it is lost.
+    for desk in (one, two):
+        desk.table(queue_max_requests=3, queue_max_bytes=100, slot=6)
+    assert one.ask().reason == "queue_full"
+
+
+def test_the_bound_over_all_models_holds_over_all_workers():
+    one, two = map(Desk, share(2))
+    for desk in (one, two):
+        desk.number += 1
+        desk.it.apply(SettingsUpdate(term=1, number=desk.number, settings=Settings(queue_max_requests=2)), 0.0)
+        desk.table(name="m", slot=0)
+        desk.table(name="n", slot=1)
+    assert isinstance(one.ask("m"), Ticket)
+    held = two.ask("n")
+    assert isinstance(held, Ticket)
+    assert one.ask("n").reason == "queue_full"
+    two.it.tick(1000.0)
+    assert isinstance(one.ask("n"), Ticket)
+
+
 class History(RuleBasedStateMachine):
     """Two workers that share limits, a controller that changes its mind, clients that come and go."""
 
@@ -278,8 +310,7 @@ class History(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        memory = memoryview(bytearray(size(2)))
-        self.desks = [Desk(Limits(memory, index=n, workers=2)) for n in range(2)]
+        self.desks = [Desk(limits) for limits in share(2)]
         self.leases: list[tuple[Desk, Lease]] = []
         self.tickets: list[tuple[Desk, str, Ticket]] = []
         self.highest: dict[str, int] = {}
@@ -379,7 +410,7 @@ class History(RuleBasedStateMachine):
             assert all(m.idle for m in desk.it.meter.models.values())
             assert not any(e.in_flight for e in desk.it.endpoints().values())
             assert desk.it.next_tick(desk.now) is None
-            assert all(not any(row) for row in desk.it.limits._rows)
+            assert not desk.it.limits._counts._own.tobytes().strip(b"\0")
 
 
 History.TestCase.settings = settings(max_examples=60, stateful_step_count=40)

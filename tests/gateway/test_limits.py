@@ -3,10 +3,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.limits import COLUMNS, Limits, size
+from gateway.counts import COLUMNS
+from gateway.limits import Bucket, Limits, Queue
+
+from .sharing import Machine, share
 
 
 @dataclass
@@ -14,11 +17,6 @@ class Place:
     slot: int = 0
     concurrency: int = 0
     in_flight: int = 0
-
-
-def several(workers: int) -> list[Limits]:
-    memory = memoryview(bytearray(size(workers)))
-    return [Limits(memory, index=n, workers=workers) for n in range(workers)]
 
 
 def test_one_worker_holds_the_limit_by_itself():
@@ -36,7 +34,7 @@ def test_no_limit_is_no_limit():
 
 
 def test_a_limit_smaller_than_the_number_of_workers_holds_exactly():
-    workers = several(4)
+    workers = share(4)
     places = [Place(slot=7, concurrency=1) for _ in workers]
     taken = [w.acquire(p) for w, p in zip(workers, places, strict=True)]
     assert taken == [True, False, False, False]
@@ -45,25 +43,15 @@ def test_a_limit_smaller_than_the_number_of_workers_holds_exactly():
     assert workers[3].acquire(places[3])
 
 
-def test_a_worker_that_starts_again_gives_back_what_its_predecessor_held():
-    memory = memoryview(bytearray(size(2)))
-    dead, other = Limits(memory, index=0, workers=2), Limits(memory, index=1, workers=2)
-    assert dead.acquire(Place(concurrency=1))
-    place = Place(concurrency=1)
-    assert not other.acquire(place)
-    Limits(memory, index=0, workers=2)
-    assert other.acquire(place)
-
-
-def test_slots_beyond_the_row_share_a_cell_and_never_exceed():
-    (limits,) = several(1)
+def test_slots_beyond_the_columns_share_one_and_never_exceed():
+    (limits,) = share(1)
     one, two = Place(slot=1, concurrency=1), Place(slot=1 + COLUMNS, concurrency=1)
     assert limits.acquire(one)
     assert not limits.acquire(two)
 
 
 def test_a_moved_endpoint_takes_its_count_along():
-    first, second = several(2)
+    first, second = share(2)
     place, seen = Place(slot=1, concurrency=2), Place(slot=5, concurrency=2)
     assert first.acquire(place)
     place.slot = 5
@@ -79,31 +67,13 @@ def test_releasing_what_was_not_acquired_is_an_error():
         Limits().release(Place())
 
 
-@pytest.mark.parametrize(("index", "nbytes"), [(2, size(2)), (-1, size(2)), (0, 10)])
-def test_a_row_that_does_not_exist_is_an_error(index, nbytes):
-    with pytest.raises(ValueError):
-        Limits(memoryview(bytearray(nbytes)), index=index, workers=2)
-
-
-def test_the_fence_lies_between_writing_and_reading():
-    memory = memoryview(bytearray(size(2)))
-    other = Limits(memory, index=1, workers=2)
-    rival = Place(concurrency=1)
-    limits = Limits(memory, index=0, workers=2, fence=lambda: outcomes.append(other.acquire(rival)))
-    outcomes: list[bool] = []
-    place = Place(concurrency=1)
-    # The rival comes between our write and our read: it must see us and step back.
-    assert limits.acquire(place)
-    assert outcomes == [False]
-
-
 @given(
     st.integers(1, 4),
     st.integers(1, 3),
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 1), st.booleans()), max_size=100),
 )
-def test_no_interleaving_exceeds_a_limit_and_all_returns_to_zero(count, limit, steps):
-    workers = several(count)
+def test_no_sequence_exceeds_a_limit_and_all_returns_to_zero(count, limit, steps):
+    workers = share(count)
     places = [[Place(slot=s, concurrency=limit) for s in range(2)] for _ in workers]
     for worker, slot, takes in steps:
         worker %= count
@@ -120,3 +90,144 @@ def test_no_interleaving_exceeds_a_limit_and_all_returns_to_zero(count, limit, s
             while place.in_flight:
                 worker.release(place)
     assert all(w.load(p) == 0 for w, mine in zip(workers, places, strict=True) for p in mine)
+
+
+#: Mostly steps; some stores that are seen late, few deaths.
+SCHEDULES = st.lists(
+    st.tuples(st.integers(0, 2), st.sampled_from(["step"] * 12 + ["flush"] * 3 + ["kill"])), max_size=90
+)
+
+
+@settings(max_examples=150)
+@given(st.integers(2, 3), st.integers(1, 2), SCHEDULES)
+def test_no_interleaving_of_steps_exceeds_a_limit_and_the_dead_leave_room(count, limit, schedule):
+    machine = Machine(count)
+    holding: set[tuple[int, int]] = set()
+    most = 0
+    places = [Place(slot=3, concurrency=limit) for _ in range(count)]
+
+    def program(worker: int) -> None:
+        nonlocal most
+        limits, place = machine.limits[worker], places[worker]
+        try:
+            for turn in range(3):
+                if limits.acquire(place):
+                    holding.add((worker, turn))
+                    most = max(most, len(holding))
+                    assert len(holding) <= limit
+                    # While it is held, the others get some steps of theirs in.
+                    limits.load(place)
+                    holding.discard((worker, turn))
+                    limits.release(place)
+        finally:
+            # With its process ends what it had in flight.
+            holding.difference_update({(worker, turn) for turn in range(3)})
+
+    machine.run([lambda w=w: program(w) for w in range(count)], schedule)
+    # Nothing is left behind: the whole limit can be had again, and no more.
+    living = next((w for w in range(count) if not machine._killed[w]), None)
+    if living is not None:
+        place = Place(slot=3, concurrency=limit)
+        assert [machine.limits[living].acquire(place) for _ in range(limit + 1)] == [True] * limit + [False]
+
+
+def test_without_the_fence_two_would_go_in():
+    """The machine above can tell: it is the fence that keeps the limit."""
+    machine = Machine(2)
+    for limits in machine.limits:
+        limits._counts.fence = lambda: None
+    got = []
+    places = [Place(slot=3, concurrency=1) for _ in range(2)]
+    programs = [lambda w=w: got.append(machine.limits[w].acquire(places[w])) for w in range(2)]
+    machine.run(programs, [(0, "step"), (1, "step")] * 10)
+    assert got == [True, True]
+
+
+# --- requests a second ---
+
+
+def test_a_bucket_lets_a_burst_through_and_then_its_rate():
+    bucket = Bucket(rate=10.0, burst=3.0)
+    taken = []
+    for step in range(200):
+        now = step / 100
+        while bucket.wait_s(now) == 0:
+            bucket.take(now)
+            taken.append(now)
+    assert taken[:3] == [0.0, 0.0, 0.0]
+    assert len(taken) == 3 + 19
+    assert bucket.wait_s(1.99) == pytest.approx(0.01, abs=1e-6)
+
+
+@given(
+    st.integers(1, 4),
+    st.sampled_from([0.5, 2.0, 10.0]),
+    st.sampled_from([1.0, 3.0, 20.0]),
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 32)), min_size=20, max_size=80),
+)
+def test_a_rate_holds_over_all_workers_however_they_share_it(count, rate, burst, arrivals):
+    buckets = [limits.bucket(rate, burst, 9) for limits in share(count)]
+    alone = Bucket(rate, burst)
+    now, taken, expected = 0.0, [], 0
+    for worker, pause in arrivals:
+        now += pause / 64
+        bucket = buckets[worker % count]
+        if bucket.wait_s(now) == 0:
+            bucket.take(now)
+            taken.append(now)
+        if alone.wait_s(now) == 0:
+            alone.take(now)
+            expected += 1
+    assert len(taken) == expected
+    for first, begin in enumerate(taken):
+        for last in range(first, len(taken)):
+            assert last - first + 1 <= burst + rate * (taken[last] - begin) + 1e-6
+
+
+def test_a_token_that_another_worker_took_is_gone_at_once():
+    one, two = (limits.bucket(1.0, 2.0, 9) for limits in share(2))
+    one.take(0.0)
+    one.take(0.0)
+    assert two.wait_s(0.0) == pytest.approx(1.0)
+    assert two.wait_s(1.0) == 0
+
+
+def test_workers_that_look_in_the_same_moment_pass_a_burst_by_one_each_at_most_and_pay_it_back():
+    buckets = [limits.bucket(1.0, 1.0, 9) for limits in share(3)]
+    assert all(b.wait_s(0.0) == 0 for b in buckets)
+    for bucket in buckets:
+        bucket.take(0.0)
+    assert [b.wait_s(0.0) for b in buckets] == [pytest.approx(3.0)] * 3
+
+
+def test_a_bucket_with_another_slot_keeps_what_was_taken():
+    first, second = share(2)
+    bucket, other = first.bucket(1.0, 1.0, 4), second.bucket(1.0, 1.0, 5)
+    other.take(0.0)
+    bucket.take(0.0)
+    bucket.take_slot(5)
+    assert bucket.wait_s(0.0) == pytest.approx(1.0)
+    other.take(0.5)
+    assert bucket.wait_s(0.5) == pytest.approx(1.5)
+
+
+# --- waiting ---
+
+
+def test_what_waits_elsewhere_is_known():
+    first, second = share(2)
+    told = Queue()
+    first.tell(told, 3, 2, 100)
+    assert second.queued_elsewhere(3) == (2, 100)
+    assert first.queued_elsewhere(3) == (0, 0)
+    first.tell(told, 8, 1, 50)
+    assert second.queued_elsewhere(3) == (0, 0)
+    assert second.queued_elsewhere(8) == (1, 50)
+    first.tell(told, 8, 0, 0)
+    assert second.queued_elsewhere(8) == (0, 0)
+
+
+def test_one_worker_has_nobody_to_tell():
+    limits = Limits()
+    limits.tell(Queue(), 0, 1, 1)
+    assert limits.queued_elsewhere(0) == (0, 0)

@@ -8,10 +8,12 @@ import json
 
 import pytest
 
-from gateway.limits import Limits, size
+from gateway.limits import Limits
 from gateway.refusal import Refusal
-from gateway.tenants import Bucket, Pass, Tenants, credential
+from gateway.tenants import Pass, Tenants, credential
 from gateway.wire import Settings, SettingsUpdate, TenantEntry, TenantKey, TenantLimit
+
+from .sharing import share
 
 KEY = "tgm_0000000a_secret-of-a"
 OTHER = "tgm_0000000b_secret_of_b"
@@ -62,19 +64,6 @@ def test_without_tenants_nobody_is_asked():
     assert Tenants(Limits()).identify("sk-whatever") is None
 
 
-def test_a_bucket_lets_a_burst_through_and_then_its_rate():
-    bucket = Bucket(rate=10.0, burst=3.0)
-    taken = []
-    for step in range(200):
-        now = step / 100
-        while bucket.wait_s(now) == 0:
-            bucket.take(now)
-            taken.append(now)
-    assert taken[:3] == [0.0, 0.0, 0.0]
-    assert len(taken) == 3 + 19
-    assert bucket.wait_s(1.99) == pytest.approx(0.01, abs=1e-6)
-
-
 def test_rates_hold_for_the_tenant_and_for_the_model(tenants):
     tenants.apply(settings(TenantLimit(requests_per_s=5.0), TenantLimit(model="m", requests_per_s=2.0, slot=1)))
     tenant = tenants.identify(KEY)
@@ -107,8 +96,7 @@ def test_concurrency_holds_and_what_is_refused_takes_nothing(tenants):
 
 
 def test_concurrency_is_counted_over_all_workers():
-    memory = memoryview(bytearray(size(2)))
-    both = [Tenants(Limits(memory, index=i, workers=2)) for i in range(2)]
+    both = [Tenants(limits) for limits in share(2)]
     for one in both:
         one.apply(settings(TenantLimit(concurrency=1, slot=9)))
     first, second = (one.identify(KEY) for one in both)
@@ -116,6 +104,39 @@ def test_concurrency_is_counted_over_all_workers():
     assert isinstance(both[1].admit(second, "m", 0.0), Refusal)
     both[0].release(held, 200, 0.0)
     assert isinstance(both[1].admit(second, "m", 0.0), Pass)
+
+
+def test_a_rate_is_that_of_all_workers_together():
+    both = [Tenants(limits) for limits in share(2)]
+    for one in both:
+        one.apply(settings(TenantLimit(requests_per_s=4.0, slot=9)))
+    passed = [isinstance(both[n % 2].admit(both[n % 2].identify(KEY), "m", 0.0), Pass) for n in range(10)]
+    assert sum(passed) == 4
+    # All of it may go through one of them.
+    assert [isinstance(both[0].admit(both[0].identify(KEY), "m", 1.0), Pass) for _ in range(5)] == [True] * 4 + [False]
+
+
+def test_another_tenant_does_not_fill_ones_bucket_again(tenants):
+    limit = TenantLimit(requests_per_s=1.0, slot=9)
+    tenants.apply(settings(limit))
+    assert isinstance(tenants.admit(tenants.identify(KEY), "m", 0.0), Pass)
+    tenants.apply(settings(limit.model_copy(update={"slot": 8})))
+    assert isinstance(tenants.admit(tenants.identify(KEY), "m", 0.0), Refusal)
+    tenants.apply(settings(limit.model_copy(update={"requests_per_s": 2.0})))
+    assert isinstance(tenants.admit(tenants.identify(KEY), "m", 0.0), Pass)
+
+
+def test_a_report_says_what_changed_and_all_to_who_is_new(tenants):
+    tenants.apply(settings(TenantLimit(requests_per_s=0.1, burst=1)))
+    assert tenants.report(full=True) == ()
+    tenant = tenants.identify(KEY)
+    tenants.release(tenants.admit(tenant, "m", 0.0), 200, 2.0)
+    tenants.admit(tenant, "m", 2.0)
+    (told,) = tenants.report(full=False)
+    assert (told.name, told.requests, told.seconds) == ("acme", (("m", 200, 1),), (("m", 2.0),))
+    assert told.refused == (("rate_limit", 1),)
+    assert tenants.report(full=False) == ()
+    assert tenants.report(full=True) == (told,)
 
 
 def test_where_a_key_may_be():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import re
 import signal
@@ -55,9 +56,9 @@ class Fleet:
         self.made: list[Process] = []
         self.clients: list[Any] = []
 
-    def cache(self, *models: wire.ModelEntry, workers: int = 1) -> None:
+    def cache(self, *models: wire.ModelEntry, workers: int = 1, **fields: Any) -> None:
         for index in range(workers):
-            text = wire.Snapshot(term=1, number=1, models=models).model_dump_json()
+            text = wire.Snapshot(term=1, number=1, models=models, **fields).model_dump_json()
             (self.folder / f"table-{index}.json").write_text(text)
 
     async def spawn(self, *arguments: str) -> asyncio.subprocess.Process:
@@ -246,7 +247,7 @@ async def test_two_workers_hold_a_limit_of_one(fleet, replica, kit):
     assert sum(served) == 80
 
 
-async def test_a_killed_worker_leaves_no_place_taken_once_it_is_back(fleet, replica, kit):
+async def test_a_killed_worker_leaves_no_place_taken_and_others_need_not_wait_for_its_successor(fleet, replica, kit):
     goes_on = asyncio.Event()
 
     async def answer(seen, writer, reader):
@@ -263,10 +264,32 @@ async def test_a_killed_worker_leaves_no_place_taken_once_it_is_back(fleet, repl
     waiting = await fleet.client(other.port)
     waiting.send(INFER)
     await killed.end(signal.SIGKILL)
-    await fleet.start(0, workers=2)
     await kit.until(lambda: len(one.seen) == 2)
     goes_on.set()
     assert (await waiting.response()).status == 200
+
+
+async def test_two_workers_have_one_rate_however_requests_come(fleet, replica, kit):
+    key = "tgm_0000000a_secret"
+    hashed = wire.TenantKey(id="0000000a", sha256=hashlib.sha256(key.encode()).hexdigest())
+    limit = wire.TenantLimit(requests_per_s=0.001, burst=20, slot=4000)
+    tenant = wire.TenantEntry(name="acme", keys=(hashed,), limits=(limit,))
+
+    async def answer(seen, writer, reader):
+        writer.write(OK)
+
+    fleet.cache(entry(await replica(answer)), workers=2, settings=wire.Settings(tenants=(tenant,)))
+    workers = [await fleet.start(n, workers=2) for n in range(2)]
+    ask = INFER.replace(b"\r\n", f"\r\nX-API-Key: {key}\r\n".encode(), 1)
+    clients = [await fleet.client(worker.port) for worker in workers]
+    statuses = [(await clients[0].ask(ask)).status for _ in range(17)]
+    assert statuses == [200] * 17
+    statuses = [(await clients[n % 2].ask(ask)).status for n in range(6)]
+    assert statuses == [200] * 3 + [429] * 3
+    # Who comes anew knows what was taken.
+    await workers[0].end(signal.SIGKILL)
+    successor = await fleet.start(0, workers=2)
+    assert (await (await fleet.client(successor.port)).ask(ask)).status == 429
 
 
 async def test_an_address_in_use_is_one_line_and_exit_code_2(fleet, tmp_path):

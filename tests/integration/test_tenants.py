@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import ssl
 import subprocess
 import urllib.error
@@ -66,6 +68,44 @@ def test_keys_are_rotated_without_a_restart(installation: Any, workers: int) -> 
         if file.is_file():
             content = file.read_bytes()
             assert first.encode() not in content and second.encode() not in content, file
+
+
+def test_what_a_tenant_used_is_known_after_workers_and_the_controller_were_killed(installation: Any) -> None:
+    installation.workers = 2
+    installation.write(installation.document(scaling="replicas: 1, maxReplicas: 1"), TENANT)
+    installation.up()
+    installation.wait_ready(1)
+    key = installation.run("key", "create", "acme").stdout.strip()
+    installation.wait_for(lambda: infer(installation, key) == 200, 5, "the key works")
+
+    def used() -> int:
+        tenants = installation.items("/tenants")
+        return int(tenants[0]["usage"]["requests"]) if tenants else 0
+
+    def use(count: int) -> None:
+        before = used()
+        assert {infer(installation, key) for _ in range(count)} == {200}
+        installation.wait_for(lambda: used() == before + count, 10, "all of it is reported")
+
+    installation.wait_for(lambda: used() >= 1, 10, "the first is reported")
+    begin = used()
+    use(12)
+    for role in ("worker-0", "controller", "worker-1"):
+        victim = installation.pid(role)
+        os.kill(victim, signal.SIGKILL)
+        installation.wait_for(lambda: installation.pid(role) != victim, 20, f"{role} is back")  # noqa: B023
+        installation.wait_ready(1)
+        use(8)
+    # A worker that leaves says what it finished last.
+    for _ in range(5):
+        assert infer(installation, key) == 200
+    leaving = [installation.pid(f"worker-{n}") for n in range(2)]
+    for pid in leaving:
+        os.kill(pid, signal.SIGTERM)
+    expected = begin + 12 + 3 * 8 + 5
+    installation.wait_for(lambda: used() == expected, 20, f"{expected} requests", lambda: f"there are {used()}")
+    shown = installation.run("get", "tenants").stdout
+    assert f" {expected} " in shown
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command to make a certificate")

@@ -160,6 +160,38 @@ async def test_a_sick_server_becomes_unready_and_recovers(
     assert len(changes.seen) == 3
 
 
+async def test_one_that_gives_no_answer_any_more_is_killed_and_said_so(
+    backend: LocalBackend, changes: Any, order_of: Make
+) -> None:
+    order = order_of(port=backend.ports.allocate(), readiness_timeout_s=0.05, liveness_s=0.5)
+    pid = await ready(backend, changes, order)
+    os.kill(pid, signal.SIGSTOP)
+    await changes.until(lambda: phase(backend) is InstancePhase.UNREADY)
+    await changes.until(lambda: phase(backend) is InstancePhase.EXITED)
+    status = backend.statuses()["digits-a"]
+    assert status.exit_code == -signal.SIGKILL
+    assert "gave no answer to its probes" in status.message
+    assert (await backend.start(order)).pid != pid
+    await changes.until(lambda: phase(backend) is InstancePhase.READY)
+    assert backend.statuses()["digits-a"].message == ""
+
+
+async def test_one_that_answers_that_it_is_not_ready_and_one_that_starts_are_left_alone(
+    backend: LocalBackend, changes: Any, order_of: Make, tmp_path: Path, until: Any
+) -> None:
+    sick = tmp_path / "sick"
+    settings = {"readiness_timeout_s": 0.05, "liveness_s": 0.3}
+    await ready(backend, changes, order_of(port=backend.ports.allocate(), arguments=[sick], **settings))
+    loading = order_of("loads", "import time; time.sleep(600)", port=backend.ports.allocate(), **settings)
+    await backend.start(loading)
+    sick.touch()
+    await changes.until(lambda: phase(backend) is InstancePhase.UNREADY)
+    instance = backend._instances["loads"]
+    await until(lambda: instance._unanswered and time.monotonic() - instance._unanswered[0] > 1.0)
+    assert phase(backend) is InstancePhase.UNREADY
+    assert phase(backend, "loads") is InstancePhase.STARTING
+
+
 async def test_a_program_without_environment_or_python_is_served_too(
     backend: LocalBackend, changes: Any, order_of: Make
 ) -> None:

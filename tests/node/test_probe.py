@@ -54,7 +54,19 @@ async def serve() -> AsyncIterator[Callable[..., Awaitable[int]]]:
 
 
 async def ask(port: int, path: str = "/ready", timeout_s: float = 5.0) -> str | None:
-    return await probe("127.0.0.1", port, path, timeout_s)
+    failure = await probe("127.0.0.1", port, path, timeout_s)
+    return failure.text if failure else None
+
+
+@pytest.mark.parametrize(
+    ("answer", "answered"), [(b"HTTP/1.1 503 Busy\r\n\r\n", True), (b"SSH-2.0-OpenSSH_9\r\n", True), (b"", False)]
+)
+async def test_one_that_says_no_is_told_from_one_that_says_nothing(
+    serve: Callable[..., Awaitable[int]], answer: bytes, answered: bool
+) -> None:
+    failure = await probe("127.0.0.1", await serve(answer), "/ready", 5.0)
+    assert failure is not None
+    assert failure.answered is answered
 
 
 @pytest.mark.parametrize("status", ["200 OK", "204 No Content", "299", "200"])

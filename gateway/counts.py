@@ -1,0 +1,139 @@
+"""What the workers of one machine count together, in memory that all of them map.
+
+A worker claims a *row* and writes to no other; it reads all. So there is no lock on the path of a request, and no
+worker can be held up by another. The memory is made of unsigned 64-bit cells: a header, then the rows.
+
+    header     cell 0: layout, and boot of the machine
+               cell 1: rows in use, from the first one up
+               cells ROWS to 2 * ROWS - 1: 1 for a row that was claimed and not cleared since
+    row        a column for each slot, of each kind in turn:
+      HELD         requests in flight, by the slot of the endpoint or tenant's limit
+      SPENT        tokens taken so far, by the slot of the tenant's limit
+      FULL_AT      when the bucket of that limit will be full again, as far as the worker knew when it last took from it
+      QUEUED       requests that wait, by the slot of the model; the last column: of all models
+      QUEUED_BYTES what those hold in memory
+
+Who takes a place writes that down first, then passes a *fence*, then reads what the others hold. Of two workers that do
+so at once at least one sees the other, however their steps interleave. A new row is made known (cell 1) before anything
+is written to it, so the same holds for a worker that has just come.
+
+A row is cleared when its worker leaves, or by whoever finds that it has died (see `gateway.rows`). What was taken from
+buckets stays taken: only differences of SPENT are looked at, and the latest FULL_AT of all. Times are nanoseconds of
+the machine's monotonic clock; what was counted before the machine was started is forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+#: Most workers that can count together, those included that leave while their successors are there already.
+ROWS: Final = 64
+#: Slots of a kind. Slots that are equal modulo this share a column: what is bounded there is so at worst too early.
+COLUMNS: Final = 4096
+#: Slot of QUEUED and QUEUED_BYTES for all models together.
+ALL_MODELS: Final = COLUMNS - 1
+
+HELD: Final = 0
+SPENT: Final = COLUMNS
+FULL_AT: Final = 2 * COLUMNS
+QUEUED: Final = 3 * COLUMNS
+QUEUED_BYTES: Final = 4 * COLUMNS
+_ROW: Final = 5 * COLUMNS
+
+_LAYOUT: Final = 1
+_IN_USE: Final = 1
+_CLAIMED: Final = ROWS
+_HEADER: Final = 2 * ROWS
+_CELL_BYTES: Final = 8
+
+#: Bytes of the memory.
+SIZE: Final = (_HEADER + ROWS * _ROW) * _CELL_BYTES
+
+_NOTHING: Final = memoryview(bytes(COLUMNS * _CELL_BYTES)).cast("Q")
+
+
+def cells(memory: memoryview) -> memoryview:
+    """The memory by cells. Raises ValueError where there is too little of it."""
+    if len(memory) < SIZE:
+        raise ValueError(f"the shared memory has {len(memory)} bytes; {SIZE} are needed")
+    return memory[:SIZE].cast("Q")
+
+
+def prepare(all_cells: memoryview, boot: int) -> None:
+    """Make memory into one where nothing is counted, unless it is that of this layout and `boot` of the machine (32
+    bits); for who alone uses it.
+    """
+    mark = _LAYOUT << 32 | boot & 0xFFFF_FFFF
+    if all_cells[0] != mark:
+        for begin in range(0, len(all_cells), COLUMNS):
+            all_cells[begin : begin + COLUMNS] = _NOTHING[: len(all_cells) - begin]
+        all_cells[0] = mark
+
+
+def open_row(all_cells: memoryview, row: int) -> None:
+    """Make a row known that nobody else writes to; for who alone may claim rows at this moment."""
+    clear(all_cells, row)
+    all_cells[_CLAIMED + row] = 1
+    all_cells[_IN_USE] = max(all_cells[_IN_USE], row + 1)
+
+
+def clear(all_cells: memoryview, row: int) -> None:
+    """Forget what a row counts, whose worker has ended or is the caller."""
+    begin = _HEADER + row * _ROW
+    for kind in (HELD, QUEUED, QUEUED_BYTES):
+        all_cells[begin + kind : begin + kind + COLUMNS] = _NOTHING
+    all_cells[_CLAIMED + row] = 0
+
+
+def uncleared(all_cells: memoryview) -> list[int]:
+    """Rows that were claimed and not cleared since."""
+    return [row for row in range(all_cells[_IN_USE]) if all_cells[_CLAIMED + row]]
+
+
+class Counts:
+    """The memory as the worker of one row uses it. `fence` must order the stores before it before the loads after it,
+    as other processors see them.
+
+    A place in a row is a kind and a column: `HELD + slot % COLUMNS`.
+    """
+
+    __slots__ = ("_cells", "_others", "_own", "_row", "_used", "fence")
+
+    def __init__(self, all_cells: memoryview, row: int, fence: Callable[[], None]) -> None:
+        self._cells = all_cells
+        self._row = row
+        self._own = self._view(row)
+        self._others: tuple[memoryview, ...] = ()
+        self._used = 0
+        self.fence = fence
+
+    def _view(self, row: int) -> memoryview:
+        return self._cells[_HEADER + row * _ROW : _HEADER + (row + 1) * _ROW]
+
+    def add(self, place: int, step: int) -> None:
+        """Count up or down in the own row."""
+        self._own[place] += step
+
+    def others(self, place: int) -> int:
+        """What all other workers count, now."""
+        used = self._cells[_IN_USE]
+        if used != self._used:
+            self._used = used
+            self._others = tuple(self._view(row) for row in range(used) if row != self._row)
+        count = 0
+        for row in self._others:
+            count += row[place]
+        return count
+
+    def all(self, place: int) -> int:
+        """What all workers count, now."""
+        return self._own[place] + self.others(place)
+
+    def set(self, place: int, value: int) -> None:
+        """Write to the own row."""
+        self._own[place] = value
+
+    def latest(self, place: int) -> int:
+        """The greatest of all rows, now."""
+        return max(self._view(row)[place] for row in range(self._cells[_IN_USE]))
