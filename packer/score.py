@@ -83,6 +83,11 @@ def settle(tied: Sequence[DeviceTally]) -> DeviceTally:
     return min(alike, key=lambda tally: nodes.get(id(tally.host), ()))
 
 
+def signature(tally: DeviceTally) -> Signature:
+    """All that makes a Device and its Node what they are, and hold, names left out."""
+    return _device_signature(tally), _node_signature(tally.host)
+
+
 def _node_signature(host: NodeTally) -> Signature:
     node = host.node
     return (
