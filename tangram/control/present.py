@@ -198,6 +198,7 @@ def device_views(state: ControllerState) -> list[DeviceView]:
                 mechanisms=tuple(sorted(device.mechanisms)),
                 healthy=device.healthy,
                 replicas=tuple(r.name for r in there),
+                links=dict(device.links),
             )
         )
     return views

@@ -121,6 +121,8 @@ class DeviceView(_View):
     mechanisms: tuple[str, ...]
     healthy: bool = True
     replicas: tuple[str, ...] = ()
+    links: dict[str, int] = {}
+    """By device of the same node: how many NVLinks lead to it."""
 
 
 class PlacementView(_View):
