@@ -22,6 +22,7 @@ from packer.mix import Mix
 from packer.occupancy import DeviceTally, Occupancy
 from packer.score import signature
 from packer.slots import Ask, Seat, Shift, Slots
+from packer.words import slots_taken
 
 _BACKGROUND = 0.1
 """Weight of all profiles alike beside those that are expected: what is not expected may come all the same."""
@@ -259,13 +260,16 @@ def _placement(
     request: SliceRequest, tallies: list[DeviceTally], instances: tuple[MigInstance, ...], loss: float
 ) -> Placement:
     first, *more = (t.device.id for t in tallies)
-    where = ", ".join(f"{i.profile} at slot {i.start}" for i in instances)
+    parts = []
+    for tally, instance in zip(tallies, instances, strict=True):
+        left = slots_taken(_geometry(tally).model, tally.layout, tally.layout | {instance})
+        parts.append(f"{instance.profile} at slot {instance.start} {left}")
     return Placement(
         request,
         first,
         tallies[0].device.node,
         score=-float(loss),
-        why=f"{where}: of the empty slots those that cost what is left the least",
+        why=f"of the empty slots those that spoil least for what is expected: {'; '.join(parts)}",
         more_devices=tuple(more),
         mig=instances,
     )

@@ -135,7 +135,9 @@ def _place_one(occupancy: Occupancy, request: SliceRequest, largest_mib: int) ->
         node=taken.device.node,
         score=best.value,
         why=_why(best, request, len(ranked)),
-        alternatives=tuple(Alternative(t.device.id, s.value, s.why(request.group)) for s, t in others[:_ALTERNATIVES]),
+        alternatives=tuple(
+            Alternative(t.device.id, s.value, s.why_not(best, request.group)) for s, t in others[:_ALTERNATIVES]
+        ),
     )
 
 

@@ -236,7 +236,7 @@ def decision_view(decision: Decision) -> DecisionView:
                 device=p.device,
                 score=round(p.score, 4),
                 why=p.why,
-                alternatives=tuple(f"{a.device} ({a.score:.3f}): {a.why}" for a in p.alternatives),
+                alternatives=tuple(f"{a.device}: {a.why}" for a in p.alternatives),
             )
             for p in decision.placements
         ),

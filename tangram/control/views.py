@@ -129,6 +129,7 @@ class PlacementView(_View):
     replica: str
     device: str
     score: float
+    """Higher is better; comparable within one placement only. `why` says it in words."""
     why: str
     alternatives: tuple[str, ...] = ()
 
