@@ -260,3 +260,53 @@ def test_no_sequence_makes_an_illegal_layout(seed: int) -> None:
         inventory = replace(inventory, placements=tuple(held.values()))
         assert verify(inventory) == []
         assert Ledger.rebuild(inventory).oversold() == ()
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 10_000))
+def test_names_and_order_change_no_figure_of_mig(seed: int) -> None:
+    """Placements, refusals, moves and tidying come out the same but for names."""
+    rng = Random(seed)
+    first, second = devices(2, "A100-40", 40_960, "a"), devices(2, "A100-40", 40_960, "b")
+    third = devices(1, "A30-24", 24_576, "c")
+    inventory = Inventory(first.nodes + second.nodes + third.nodes, first.devices + second.devices + third.devices)
+    new = dict(zip("abc", rng.sample("xyz", 3), strict=True))
+    twin = Inventory(
+        tuple(Node(new[n.name]) for n in rng.sample(inventory.nodes, 3)),
+        tuple(
+            replace(d, id=f"{new[d.node]}/{i}", node=new[d.node])
+            for i, d in enumerate(rng.sample(inventory.devices, len(inventory.devices)))
+        ),
+    )
+    for number in range(16):
+        request = slice_of(f"r{number}", rng.choice((4_000, 5_500, 9_000, 18_000)), rng.choice((0, 10, 30, 50)))
+        leaves = rng.random() < 0.3
+        gone = rng.randrange(number) if number and leaves else -1
+        outcomes = []
+        for fleet in (inventory, twin):
+            (result,) = place(fleet, [request])
+            plan = make_room(fleet, request, most=3)
+            if plan is not None:
+                assert verify_plan(fleet, plan) == []
+                fleet = carry_out(fleet, plan)
+            moves = defragment(fleet, Mix.recent(p.request for p in fleet.placements))
+            assert verify_moves(fleet, moves) == []
+            kept = tuple(p for p in fleet.placements if p.request.id != f"r{gone}")
+            figures = (
+                (result.score, result.why, [i.profile for i in result.mig])
+                if isinstance(result, Placement)
+                else [(r.devices, r.reason) for r in result.refusals],
+                None if plan is None else len(plan.moves),
+                len(moves),
+            )
+            outcomes.append((figures, replace(fleet, placements=kept)))
+        (one, inventory), (other, twin) = outcomes
+        assert one == other
+        assert _lying(inventory) == _lying(twin)
+
+
+def _lying(inventory: Inventory) -> list[list[tuple[str, MigInstance]]]:
+    """Who lies with whom and in which slots, without saying on which device."""
+    return sorted(
+        sorted((p.request.id, p.mig[0]) for p in inventory.placements if p.device == d.id) for d in inventory.devices
+    )
