@@ -52,7 +52,7 @@ from tangram.core.plans import (
     Drain,
     Observed,
     Plan,
-    Repartition,
+    Resize,
     Start,
     Stop,
     Undrain,
@@ -67,8 +67,6 @@ AVOID_S: Final = 600.0
 REMOVED_DRAIN_S: Final = 30.0
 #: Seconds before the next attempt after the n-th start in a row that passed its deadline; the last one repeats.
 ATTEMPT_DELAYS_S: Final = (1.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-
-
 #: Moves that one plan may consist of, and moves an hour: each costs a start and its memory twice for a moment.
 MOVES_A_PLAN: Final = 4
 MOVES_AN_HOUR: Final = 60
@@ -369,7 +367,7 @@ class _Draft:
 
     def _movable(self) -> dict[str, Replica]:
         """Replicas that may move: ready for a while, of the revision wanted, and not in the way of anything else."""
-        touched = {a.replica for a in self._actions if not isinstance(a, Start | Repartition)}
+        touched = {a.replica for a in self._actions if isinstance(a, Drain | Undrain | Stop | Resize)}
         return {
             r.name: r
             for r in self._observed.replicas
