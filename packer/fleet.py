@@ -18,6 +18,7 @@ from typing import Final
 
 import numpy as np
 
+from packer import words
 from packer.adaptive import Adaptive
 from packer.engine import UNBOUNDED, Bay, Column, Engine, Rack, Spot
 from packer.inventory import Alternative, Device, Inventory, Move, MovePlan, Node, Placement, SliceRequest
@@ -249,19 +250,21 @@ class Fleet:
         node, j = spot.node, spot.devices[0]
         left = int(self.engine.memory[node, j]) - request.memory_mib
         compute = int(self.engine.compute[node, j]) - request.compute
-        why = (
-            f"of {count} node{'s' if count != 1 else ''} with room where least is lost of what the expected mix "
-            f"could use; leaves {left:,} MiB and {compute}% compute free"
-        )
+        least = float(cost[node])
+        held = self._group_on_node.get(request.group, Counter())
         return Placement(
             request,
             ids[0],
             self.nodes[node].name,
-            score=-float(cost[node]),
-            why=why,
+            score=-least,
+            why=words.taken(
+                count, least, left, compute, request.group if any(held.values()) and not held[node] else ""
+            ),
             alternatives=tuple(
                 Alternative(
-                    self.devices[n][int(column.device[n])].id, -float(cost[n]), f"would lose {float(cost[n]):.2f}"
+                    (other := self.devices[n][int(column.device[n])].id),
+                    -float(cost[n]),
+                    words.passed_over(float(cost[n]), least, held[n], request.group, other in request.avoid),
                 )
                 for n in others[:_ALTERNATIVES]
                 if np.isfinite(cost[n])

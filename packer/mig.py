@@ -10,14 +10,14 @@ an instance is destroyed only when its tenant has left, so that slots in use are
 be reached is legal by construction, and `verify_layout` re-checks one from the table alone.
 
 There are few layouts (336 of the five distinct sizes on an eight-slot part), so that the worth of each is tabulated:
-the mean over the expected mix of how many more of each profile it could take, weighed by the profile's size. A profile
-goes where its worth loses least: to the device and start that cost least, of equals to the fullest device.
+the mean over the expected mix of how many more of each profile it could take, weighed by the profile's size, less a
+penalty for slots that nothing can reach any more. A profile goes where worth loses least; `slots` does that for many
+devices at once.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -125,22 +125,10 @@ def geometry_of(model: str, memory_mib: int) -> Geometry | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class InstanceMove:
-    """An instance's sibling is created at the target, then the source is destroyed."""
-
-    source_device: int
-    source: Instance
-    target_device: int
-    target: Instance
-
-
 #: What lies on one device.
 Layout = frozenset[Instance]
 _STRANDED: Final = 10.0
 """Worth lost with each slot that is stranded; a slot in use is worth about one."""
-_WINDOWS: Final = (4, 10, 48)
-"""Windows tried in earnest for one profile, the deepest level of nested moves first."""
 
 
 def verify_layout(model: str, layout: Iterable[Instance]) -> list[str]:
@@ -268,149 +256,3 @@ def choice(model: str, layout: Layout, profile: str, mix: tuple[tuple[str, float
         default=None,
     )
     return None if found is None else (found[0], -found[1])
-
-
-class MigFleet:
-    """Layouts of many devices of one model, and the best place for the next instance."""
-
-    def __init__(self, model: str, count: int, mix: Mapping[str, float]) -> None:
-        if model not in GEOMETRIES:
-            raise ValueError(f"model {model!r} has no MIG geometry; known are {', '.join(GEOMETRIES)}")
-        self.model = model
-        self.geometry = GEOMETRIES[model]
-        self._mix = tuple((p, w / sum(mix.values())) for p, w in sorted(mix.items()))
-        self._layouts: list[Layout] = [frozenset()] * count
-        self._of: dict[Layout, set[int]] = {frozenset(): set(range(count))}
-        self._stamps = [0] * count
-        self._events = 0
-
-    def layout(self, device: int) -> Layout:
-        """What lies on a device."""
-        return self._layouts[device]
-
-    def worth(self, layout: Layout) -> float:
-        """Expected use of what is left, in slots."""
-        return worth(self.model, layout, self._mix)
-
-    def place(self, profile: str, shut: Collection[int] = ()) -> tuple[int, Instance] | None:
-        """Create an instance where it costs least; None where it fits nowhere. Devices that are shut take nothing."""
-        found: tuple[tuple[float, float, tuple[Instance, ...]], Layout, int, list[int]] | None = None
-        for layout, devices in self._of.items():
-            best = choice(self.model, layout, profile, self._mix)
-            if best is None:
-                continue
-            rank = (best[0], self.worth(layout), tuple(sorted(layout)))
-            if found is None or rank < found[0]:
-                able = [d for d in devices if d not in shut] if shut else list(devices)
-                if able:
-                    found = rank, layout, best[1], able
-        if found is None:
-            return None
-        _, layout, start, able = found
-        # Of devices alike the one that changed least lately: an order of events, not of names.
-        device = min(able, key=self._stamps.__getitem__)
-        instance = Instance(start, profile)
-        self._set(device, layout | {instance})
-        return device, instance
-
-    def make_room(self, profile: str, most: int = 8) -> list[InstanceMove] | None:
-        """Carry out at most `most` moves after which the profile fits; None, and nothing changed, where none help.
-
-        A window of slots is emptied: each instance in it first gets a sibling elsewhere, if need be by more moves.
-        """
-        counts = Counter(i.profile for layout in self._layouts for i in layout)
-        counts[profile] += 1
-        if not repackable(self.model, len(self._layouts), counts):
-            return None
-        return self._make_room(profile, most, frozenset(), 2)
-
-    def _make_room(self, profile: str, most: int, shut: frozenset[int], depth: int) -> list[InstanceMove] | None:
-        wanted = self.geometry.profile(profile)
-        options: list[tuple[int, int, int, tuple[Instance, ...], int, list[Instance]]] = []
-        for layout, devices in self._of.items():
-            able = [d for d in devices if d not in shut]
-            if not able:
-                continue
-            for start in wanted.starts:
-                inside = [i for i in layout if self._overlaps(i, start, wanted.size)]
-                slices = wanted.slices + sum(self.geometry.profile(i.profile).slices for i in layout if i not in inside)
-                if not inside or len(inside) > most or slices > self.geometry.slices:
-                    continue
-                size = sum(self.geometry.profile(i.profile).size for i in inside)
-                # Moving as large a piece as the newcomer gains nothing, unless it may start where the newcomer may not.
-                pieces = [self.geometry.profile(i.profile) for i in inside]
-                if all(p.size < wanted.size or set(p.starts) - set(wanted.starts) for p in pieces):
-                    device = min(able, key=self._stamps.__getitem__)
-                    options.append((size, len(inside), start, tuple(sorted(layout)), device, inside))
-        options.sort(key=lambda o: o[:4])
-        for _, _, start, _, device, inside in options[: _WINDOWS[depth]]:
-            moves: list[InstanceMove] = []
-            for instance in sorted(inside, key=lambda i: (-self.geometry.profile(i.profile).size, i.start)):
-                found = self._aside(device, instance, start, wanted.size) if most > len(moves) else None
-                if found is None:
-                    found = self._relocate(device, instance, most - len(moves), shut | {device}, depth)
-                if found is None:
-                    break
-                moves += found
-            else:
-                return moves
-            for move in reversed(moves):
-                self._move(InstanceMove(move.target_device, move.target, move.source_device, move.source))
-        return None
-
-    def _aside(self, device: int, instance: Instance, start: int, size: int) -> list[InstanceMove] | None:
-        """Move an instance to free slots of its own device outside a window."""
-        layout = self._layouts[device]
-        targets = [Instance(s, instance.profile) for s in openings(self.model, layout, instance.profile)]
-        targets = [t for t in targets if not self._overlaps(t, start, size)]
-        if not targets:
-            return None
-        best = max(targets, key=lambda t: (self.worth(layout - {instance} | {t}), t.start))
-        move = InstanceMove(device, instance, device, best)
-        self._move(move)
-        return [move]
-
-    def _relocate(
-        self, device: int, instance: Instance, most: int, shut: frozenset[int], depth: int
-    ) -> list[InstanceMove] | None:
-        if most < 1:
-            return None
-        before: list[InstanceMove] = []
-        placed = self.place(instance.profile, shut)
-        if placed is None:
-            if depth == 0:
-                return None
-            nested = self._make_room(instance.profile, most - 1, shut, depth - 1)
-            if nested is None:
-                return None
-            before = nested
-            placed = self.place(instance.profile, shut)
-            if placed is None:
-                for move in reversed(before):
-                    self._move(InstanceMove(move.target_device, move.target, move.source_device, move.source))
-                return None
-        self._set(device, self._layouts[device] - {instance})
-        return [*before, InstanceMove(device, instance, *placed)]
-
-    def _move(self, move: InstanceMove) -> None:
-        self._set(move.target_device, self._layouts[move.target_device] | {move.target})
-        self._set(move.source_device, self._layouts[move.source_device] - {move.source})
-
-    def _overlaps(self, instance: Instance, start: int, size: int) -> bool:
-        there = self.geometry.profile(instance.profile).size
-        return instance.start < start + size and start < instance.start + there
-
-    def free(self, device: int, instance: Instance) -> None:
-        """Destroy an instance whose tenant has left; its slots may be cut anew."""
-        if instance not in self._layouts[device]:
-            raise ValueError(f"device {device} holds no {instance.profile} at slot {instance.start}")
-        self._set(device, self._layouts[device] - {instance})
-
-    def _set(self, device: int, layout: Layout) -> None:
-        self._of[self._layouts[device]].discard(device)
-        if not self._of[self._layouts[device]]:
-            del self._of[self._layouts[device]]
-        self._of.setdefault(layout, set()).add(device)
-        self._layouts[device] = layout
-        self._events += 1
-        self._stamps[device] = self._events

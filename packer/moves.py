@@ -38,7 +38,7 @@ def make_room(
     """
     check_request(request)
     if request.mechanism == "mig":
-        return make_room_mig(inventory, request, fixed, most)
+        return make_room_mig(inventory, request, fixed, most, mix)
     # Slices of MIG lie in slots, which only they know how to change.
     fixed = {*fixed, *(p.request.id for p in inventory.placements if p.request.mechanism == "mig")}
     if len(inventory.devices) <= SMALL and request.devices == 1:

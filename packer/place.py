@@ -64,7 +64,7 @@ def _place_with_mig(
     wanted = [r for r in requests if r.mechanism == "mig"]
     placed: dict[str, Placement | NoFit] = {}
     for request in sorted(wanted, key=lambda r: -r.devices * _size(r, largest)):
-        if (placement := place_mig(occupancy, request)) is not None:
+        if (placement := place_mig(occupancy, request, mix)) is not None:
             occupancy.add(placement)
             placed[request.id] = placement
     inventory = replace(inventory, placements=tuple(occupancy.holders.values()))
@@ -135,7 +135,9 @@ def _place_one(occupancy: Occupancy, request: SliceRequest, largest_mib: int) ->
         node=taken.device.node,
         score=best.value,
         why=_why(best, request, len(ranked)),
-        alternatives=tuple(Alternative(t.device.id, s.value, s.why(request.group)) for s, t in others[:_ALTERNATIVES]),
+        alternatives=tuple(
+            Alternative(t.device.id, s.value, s.why_not(best, request.group)) for s, t in others[:_ALTERNATIVES]
+        ),
     )
 
 

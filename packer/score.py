@@ -23,6 +23,7 @@ from typing import Final
 
 from packer.inventory import SliceRequest
 from packer.occupancy import DeviceTally, NodeTally
+from packer.words import replicas
 
 _AVOIDED: Final = 1_000_000.0
 _SAME_DEVICE: Final = 1_000.0
@@ -53,13 +54,26 @@ class Score:
         if self.avoided:
             parts.append("a start there failed lately")
         if self.same_on_device:
-            parts.append(f"holds {_replicas(self.same_on_device, group)} already")
+            parts.append(f"holds {replicas(self.same_on_device, group)} already")
         elif self.same_on_node:
             parts.append(f"no replica of {group} on the device, {self.same_on_node} on the node")
         else:
             parts.append(f"no replica of {group} on the node")
         parts.append(f"leaves {self.memory_left:,} MiB and {self.compute_left}% compute free")
         return "; ".join(parts)
+
+    def why_not(self, best: Score, group: str) -> str:
+        """Why the best was taken and not this one: the weightiest thing in which they differ."""
+        free = f"{self.memory_left:,} MiB and {self.compute_left}% compute"
+        if self.avoided and not best.avoided:
+            return "a start there failed lately"
+        if self.same_on_device > best.same_on_device:
+            return f"holds {replicas(self.same_on_device, group)} already"
+        if self.same_on_node > best.same_on_node:
+            return f"its node holds {replicas(self.same_on_node, group)} already"
+        if self.value == best.value:
+            return f"as good: would leave {free} free"
+        return f"a looser fit: would leave {free} free, not {best.memory_left:,} MiB and {best.compute_left}%"
 
 
 def score(tally: DeviceTally, request: SliceRequest, largest_mib: int) -> Score:
@@ -81,6 +95,11 @@ def settle(tied: Sequence[DeviceTally]) -> DeviceTally:
     hosts = {id(tally.host): tally.host for tally in alike}
     nodes = {key: _node_signature(host) for key, host in hosts.items()} if len(hosts) > 1 else {}
     return min(alike, key=lambda tally: nodes.get(id(tally.host), ()))
+
+
+def signature(tally: DeviceTally) -> Signature:
+    """All that makes a Device and its Node what they are, and hold, names left out."""
+    return _device_signature(tally), _node_signature(tally.host)
 
 
 def _node_signature(host: NodeTally) -> Signature:
@@ -119,7 +138,3 @@ def _device_signature(tally: DeviceTally) -> Signature:
 
 def _bound(limit: int | None) -> int:
     return -1 if limit is None else limit
-
-
-def _replicas(count: int, group: str) -> str:
-    return f"{count} replica{'s' if count > 1 else ''} of {group}"

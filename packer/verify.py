@@ -7,10 +7,10 @@ that was refused. Both are for tests, benchmarks and the loop's own check that n
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from packer.inventory import Device, Inventory, MigInstance, MovePlan, Node, NoFit, Placement, SliceRequest
+from packer.inventory import Device, Inventory, MigInstance, Move, MovePlan, Node, NoFit, Placement, SliceRequest
 from packer.mig import geometry_of, verify_layout
 
 
@@ -240,10 +240,26 @@ def _reason_holds(reason: str, request: SliceRequest, device: Device, inventory:
 
 def verify_plan(inventory: Inventory, plan: MovePlan) -> list[str]:
     """All that is wrong with a plan of moves: at every step the mover holds its source and its target at once."""
+    before = set(verify(inventory))
+    problems, held = _step_by_step(inventory, plan.moves)
+    if plan.placement.request.id in held:
+        problems.append(f"{plan.placement.request.id} is placed already")
+    last = replace(inventory, placements=(*held.values(), plan.placement))
+    problems += [t for t in verify(last, (plan.placement.request.id,)) if t not in before]
+    return problems
+
+
+def verify_moves(inventory: Inventory, moves: Sequence[Move]) -> list[str]:
+    """The same for moves that let nobody in."""
+    return _step_by_step(inventory, moves)[0]
+
+
+def _step_by_step(inventory: Inventory, moves: Sequence[Move]) -> tuple[list[str], dict[str, Placement]]:
+    """(what is wrong, who lies where after the moves)."""
     held = {p.request.id: p for p in inventory.placements}
     before = set(verify(inventory))
     problems: list[str] = []
-    for number, move in enumerate(plan.moves, 1):
+    for number, move in enumerate(moves, 1):
         request = move.source.request
         if held.get(request.id) != move.source:
             problems.append(f"move {number}: {request.id} does not lie where the move takes it from")
@@ -254,8 +270,4 @@ def verify_plan(inventory: Inventory, plan: MovePlan) -> list[str]:
         step = replace(inventory, placements=(*held.values(), sibling))
         problems += [f"move {number}: {text}" for text in verify(step, (sibling.request.id,)) if text not in before]
         held[request.id] = move.target
-    if plan.placement.request.id in held:
-        problems.append(f"{plan.placement.request.id} is placed already")
-    last = replace(inventory, placements=(*held.values(), plan.placement))
-    problems += [t for t in verify(last, (plan.placement.request.id,)) if t not in before]
-    return problems
+    return problems, held

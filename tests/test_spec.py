@@ -598,3 +598,15 @@ def test_how_far_a_slice_may_grow_is_no_new_revision() -> None:
     grown = Model.model_validate(changed(document, "spec.slice.computeLimit", 60))
     assert grown.spec.slice.effective_compute_limit == 60
     assert grown.revision == Model.model_validate(document).revision
+
+
+@pytest.mark.parametrize(
+    ("links", "words"),
+    [
+        ([{"devices": ["gpu-0", "gpu-9"]}], "links names device 'gpu-9'; devices of the node are gpu-0"),
+        ([{"devices": ["gpu-0", "gpu-0"]}], "devices names 'gpu-0' twice"),
+        ([{"devices": ["gpu-0"]}], "links"),
+    ],
+)
+def test_links_name_devices_of_their_node(links: list[dict[str, Any]], words: str) -> None:
+    assert words in refusal(changed(fleet_document(), "spec.nodes.0.links", links))

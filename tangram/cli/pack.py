@@ -75,6 +75,7 @@ def _devices(inventory: Inventory) -> tuple[DeviceView, ...]:
             mechanisms=tuple(sorted(d.mechanisms)),
             healthy=d.healthy,
             replicas=tuple(p.request.id for p in held[d.id]),
+            links=dict(d.links),
         )
         for d in inventory.devices
     )

@@ -99,7 +99,7 @@ def _places(view: ExplainView) -> Iterable[str]:
 
 
 def _placement(placement: PlacementView) -> Iterable[str]:
-    yield f"    {placement.why or 'the only one that fits'} (score {placement.score:.3f})"
+    yield f"    {placement.why or 'the only one that fits'}"
     if placement.alternatives:
         yield "    weighed and not taken:"
         yield from (f"      {text}" for text in placement.alternatives)

@@ -87,7 +87,7 @@ def _letters(models: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 def _device(device: DeviceView, held: Sequence[Tile], letters: Mapping[str, tuple[str, str]], width: int) -> list[str]:
     health = "" if device.healthy else ", UNHEALTHY"
-    head = f"{device.id}  {device.model}, {device.clients} of {device.max_clients} clients{health}"
+    head = f"{device.id}  {device.model}, {device.clients} of {device.max_clients} clients{_links(device)}{health}"
     symbols: list[str] = []
     seen: dict[str, int] = {}
     for tile in held:
@@ -106,6 +106,15 @@ def _device(device: DeviceView, held: Sequence[Tile], letters: Mapping[str, tupl
         + _bar(symbols, compute, device.compute_requested, 100, 0, cells)
         + _tail(device.compute_requested, 100, units.percent),
     ]
+
+
+def _links(device: DeviceView) -> str:
+    """By strength: "4 NVLinks to gpu-1, gpu-2"."""
+    parts = []
+    for count in sorted(set(device.links.values()), reverse=True):
+        others = sorted(d.removeprefix(f"{device.node}/") for d, n in device.links.items() if n == count)
+        parts.append(f"{count} NVLink{'s' if count > 1 else ''} to {', '.join(others)}")
+    return "".join(f", {part}" for part in parts)
 
 
 def _bar(symbols: Sequence[str], amounts: Sequence[int], requested: int, usable: int, reserve: int, cells: int) -> str:

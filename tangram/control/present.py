@@ -201,6 +201,7 @@ def device_views(state: ControllerState) -> list[DeviceView]:
                 mechanisms=tuple(sorted(device.mechanisms)),
                 healthy=device.healthy,
                 replicas=tuple(r.name for r in there),
+                links=dict(device.links),
             )
         )
     return views
@@ -238,7 +239,7 @@ def decision_view(decision: Decision) -> DecisionView:
                 device=p.device,
                 score=round(p.score, 4),
                 why=p.why,
-                alternatives=tuple(f"{a.device} ({a.score:.3f}): {a.why}" for a in p.alternatives),
+                alternatives=tuple(f"{a.device}: {a.why}" for a in p.alternatives),
             )
             for p in decision.placements
         ),

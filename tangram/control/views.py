@@ -121,12 +121,15 @@ class DeviceView(_View):
     mechanisms: tuple[str, ...]
     healthy: bool = True
     replicas: tuple[str, ...] = ()
+    links: dict[str, int] = {}
+    """By device of the same node: how many NVLinks lead to it."""
 
 
 class PlacementView(_View):
     replica: str
     device: str
     score: float
+    """Higher is better; comparable within one placement only. `why` says it in words."""
     why: str
     alternatives: tuple[str, ...] = ()
 

@@ -41,6 +41,7 @@ def inventory(fleet: Fleet | None, discovered: Sequence[Device] = ()) -> Invento
                 max_clients=d.max_clients,
                 mechanisms=frozenset({"virtual"}),
                 labels={**d.labels, CORES_LABEL: str(d.cores)},
+                links={f"{node.name}/{other}": count for other, count in node.links_of(d.name).items()},
             )
             for d in node.devices
         )

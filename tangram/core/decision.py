@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from autoscaler.types import Recommendation
 from packer.inventory import Placement
-from tangram.core.plans import Action, Drain, Plan, Resize, Start, Stop, Undrain
+from tangram.core.plans import Action, Drain, Plan, Repartition, Resize, Start, Stop, Undrain
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,8 @@ def in_words(action: Action) -> str:
             return f"stop {name}: {why}"
         case Resize(replica=name, why=why):
             return f"resize {name}: {why}"
+        case Repartition(device=device, why=why):
+            return f"repartition {device}: {why}"
 
 
 def _model_of(action: Action) -> str:

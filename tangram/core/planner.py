@@ -44,7 +44,20 @@ from packer.place import place, room
 from tangram.core.convert import slice_request
 from tangram.core.division import divide
 from tangram.core.loans import resizes
-from tangram.core.plans import Action, Attempts, Desired, Drain, Observed, Plan, Start, Stop, Undrain, apply
+from tangram.core.partitions import with_repartitions
+from tangram.core.plans import (
+    Action,
+    Attempts,
+    Desired,
+    Drain,
+    Observed,
+    Plan,
+    Resize,
+    Start,
+    Stop,
+    Undrain,
+    apply,
+)
 from tangram.core.replica import Phase, Replica, victims
 from tangram.spec import Model
 
@@ -54,8 +67,6 @@ AVOID_S: Final = 600.0
 REMOVED_DRAIN_S: Final = 30.0
 #: Seconds before the next attempt after the n-th start in a row that passed its deadline; the last one repeats.
 ATTEMPT_DELAYS_S: Final = (1.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-
-
 #: Moves that one plan may consist of, and moves an hour: each costs a start and its memory twice for a moment.
 MOVES_A_PLAN: Final = 4
 MOVES_AN_HOUR: Final = 60
@@ -129,7 +140,8 @@ class _Draft:
         self._desired: dict[str, Desired] = {}
 
     def finish(self) -> Plan:
-        return Plan(tuple(self._actions), self._refusals, self._waiting, self._attempts)
+        actions = with_repartitions(self._actions, [r.placement for r in self._observed.replicas])
+        return Plan(actions, self._refusals, self._waiting, self._attempts)
 
     def expect(self, desired: Mapping[str, Desired]) -> None:
         """All that is wanted: who moves is started anew by its own model."""
@@ -355,7 +367,7 @@ class _Draft:
 
     def _movable(self) -> dict[str, Replica]:
         """Replicas that may move: ready for a while, of the revision wanted, and not in the way of anything else."""
-        touched = {a.replica for a in self._actions if not isinstance(a, Start)}
+        touched = {a.replica for a in self._actions if isinstance(a, Drain | Undrain | Stop | Resize)}
         return {
             r.name: r
             for r in self._observed.replicas

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from autoscaler.quota import Claim
-from packer.inventory import NoFit, Placement
+from packer.inventory import MigInstance, NoFit, Placement
 from packer.mix import Mix
 from tangram.core.replica import Phase, Replica
 from tangram.spec import Model
@@ -64,7 +64,19 @@ class Resize:
     why: str
 
 
-Action = Start | Drain | Undrain | Stop | Resize
+@dataclass(frozen=True, slots=True)
+class Repartition:
+    """Give a MIG device this layout; instances of it that are there stay as they are."""
+
+    device: str
+    layout: tuple[MigInstance, ...]
+    """All that is in use, and what the start that follows needs."""
+    model: str
+    """On whose behalf."""
+    why: str
+
+
+Action = Start | Drain | Undrain | Stop | Resize | Repartition
 
 
 @dataclass(frozen=True, slots=True)

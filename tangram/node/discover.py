@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from packer.inventory import Device
+from tangram.node.links import nvlinks
 
 _MIB: Final = 1024 * 1024
 
@@ -37,14 +38,18 @@ def discover(node: str, nvml: Any = None) -> Discovery:
         nvml.nvmlInit()
     except nvml.NVMLError as error:
         return Discovery((), (f"NVML cannot be used: {error}",))
-    devices, reasons = [], []
+    devices, reasons, handles = [], [], {}
     try:
         driver = nvml.nvmlSystemGetDriverVersion()
         for index in range(nvml.nvmlDeviceGetCount()):
             try:
-                devices.append(_device(nvml, nvml.nvmlDeviceGetHandleByIndex(index), index, node, driver))
+                handle = nvml.nvmlDeviceGetHandleByIndex(index)
+                devices.append(_device(nvml, handle, index, node, driver))
+                handles[devices[-1].id] = handle
             except nvml.NVMLError as error:
                 reasons.append(f"GPU {index} is left out: {error}")
+        links = nvlinks(nvml, handles) if len(handles) > 1 else {}
+        devices = [replace(d, links=links[d.id]) if links.get(d.id) else d for d in devices]
     except nvml.NVMLError as error:
         reasons.append(f"NVML cannot be used: {error}")
     finally:

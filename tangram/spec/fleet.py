@@ -31,6 +31,19 @@ class DeviceSpec(Doc):
         return self
 
 
+class LinkSpec(Doc):
+    """Devices of one node that are linked with each other directly, each with each."""
+
+    devices: Annotated[tuple[Name, ...], Field(min_length=2)]
+    nvlinks: Annotated[int, Field(ge=1)] = 1
+    """How many links each pair has; a pair that no entry names talks over PCIe."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        refuse_twice("devices", self.devices)
+        return self
+
+
 class NodeSpec(Doc):
     name: Name
     cpu: MilliCPU | None = None
@@ -39,11 +52,27 @@ class NodeSpec(Doc):
     """Host memory to give to Instances; absent is unbounded."""
     labels: dict[str, str] = {}
     devices: Annotated[tuple[DeviceSpec, ...], Field(min_length=1)]
+    links: tuple[LinkSpec, ...] = ()
+    """Which devices are linked directly; slices of several devices get the set that is linked best."""
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         refuse_twice("devices", (d.name for d in self.devices))
+        known = [d.name for d in self.devices]
+        for link in self.links:
+            for name in link.devices:
+                if name not in known:
+                    raise ValueError(f"links names device {name!r}; devices of the node are {', '.join(known)}")
         return self
+
+    def links_of(self, device: str) -> dict[str, int]:
+        """By name of another device of the node: how many links lead to it; what several entries give adds up."""
+        found: dict[str, int] = {}
+        for link in self.links:
+            for other in link.devices if device in link.devices else ():
+                if other != device:
+                    found[other] = found.get(other, 0) + link.nvlinks
+        return found
 
 
 class TotalQueue(Doc):

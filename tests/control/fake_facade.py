@@ -118,7 +118,7 @@ def a_decision(id: int = 7, model: str = "digits", **fields: object) -> Decision
                 device="node-a/gpu-1",
                 score=0.82,
                 why="least left over that no model could use",
-                alternatives=("node-a/gpu-0: 0.41, holds a replica of digits already",),
+                alternatives=("node-a/gpu-0: holds 1 replica of digits already",),
             ),
         ),
         "refused": ("virtual 1024 MiB: compute, 10% missing on 2 devices",),

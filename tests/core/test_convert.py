@@ -8,6 +8,7 @@ import pytest
 
 from gateway.wire import Hedge
 from packer.inventory import Device, Placement, SliceRequest
+from packer.place import place
 from tangram.core import convert
 from tangram.core.replica import Phase, Replica
 from tangram.spec import Fleet
@@ -47,6 +48,34 @@ def test_the_inventory_is_what_was_declared_and_what_was_found() -> None:
     assert virtual.labels == {"fast": "yes", convert.CORES_LABEL: "500"}
     assert real is found
     assert convert.inventory(None).devices == ()
+
+
+def test_links_that_a_fleet_declares_are_the_devices() -> None:
+    device = {"memory": "1Gi", "cores": 1}
+    fleet = Fleet.model_validate(
+        {
+            "metadata": {"name": "f"},
+            "spec": {
+                "nodes": [
+                    {
+                        "name": "a",
+                        "devices": [{"name": f"g{i}", **device} for i in range(4)],
+                        "links": [{"devices": ["g0", "g3"], "nvlinks": 4}, {"devices": ["g1", "g2", "g3"]}],
+                    }
+                ]
+            },
+        }
+    )
+    inventory = convert.inventory(fleet)
+    assert [dict(d.links) for d in inventory.devices] == [
+        {"a/g3": 4},
+        {"a/g2": 1, "a/g3": 1},
+        {"a/g1": 1, "a/g3": 1},
+        {"a/g0": 4, "a/g1": 1, "a/g2": 1},
+    ]
+    (lies,) = place(inventory, [SliceRequest("wide-1", "wide", 100, devices=2)])
+    assert isinstance(lies, Placement)
+    assert set(lies.all_devices) == {"a/g0", "a/g3"}
 
 
 def test_a_slice_request_asks_for_all_that_the_spec_does(make_model: Any) -> None:

@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+from packer.inventory import Placement, SliceRequest
+from packer.place import place
+from tangram.core import convert
 from tangram.node.discover import Discovery, discover
 
 MIB = 1024 * 1024
@@ -78,6 +81,30 @@ class FakeNvml:
             raise FunctionNotFound
         return SimpleNamespace(total=handle["total"], reserved=handle["reserved"], free=0, used=0)
 
+    NVML_FEATURE_ENABLED = 1
+    NVML_NVLINK_MAX_LINKS = 18
+    NVML_NVLINK_DEVICE_TYPE_SWITCH = 2
+
+    def nvmlDeviceGetPciInfo(self, handle: dict[str, Any]) -> SimpleNamespace:  # noqa: N802
+        return SimpleNamespace(busId=f"00000000:{handle['uuid'].removeprefix('GPU-')}A:00.0\0")
+
+    def _link(self, handle: dict[str, Any], link: int) -> object:
+        ends = handle.get("nvlinks", ())
+        if link >= len(ends):
+            raise NotSupported
+        return ends[link]
+
+    def nvmlDeviceGetNvLinkState(self, handle: dict[str, Any], link: int) -> int:  # noqa: N802
+        return int(self._link(handle, link) is not None)
+
+    def nvmlDeviceGetNvLinkRemoteDeviceType(self, handle: dict[str, Any], link: int) -> int:  # noqa: N802
+        if handle.get("old"):
+            raise FunctionNotFound
+        return 2 if self._link(handle, link) == "switch" else 0
+
+    def nvmlDeviceGetNvLinkRemotePciInfo(self, handle: dict[str, Any], link: int) -> SimpleNamespace:  # noqa: N802
+        return SimpleNamespace(busId=f"0000:{self._link(handle, link)}a:00.0".encode())
+
     def nvmlDeviceGetMigMode(self, handle: dict[str, Any]) -> tuple[int, int]:  # noqa: N802
         if "mig" not in handle:
             raise NotSupported
@@ -116,6 +143,36 @@ def test_an_old_driver_does_not_tell_what_it_keeps() -> None:
     del facts["reserved"]
     (device,) = discover("n", FakeNvml(facts)).devices
     assert (device.memory_mib, device.reserve_mib) == (16 * 1024, 0)
+
+
+def test_nvlinks_are_counted_by_the_gpu_that_they_lead_to() -> None:
+    nvml = FakeNvml(
+        # The second of the first GPU's links is down, the third leads to something that is no GPU of ours.
+        gpu(0, nvlinks=[1, None, 9, 1]),
+        gpu(1, nvlinks=[0, 0], old=True),
+        gpu(2),
+    )
+    one, two, three = discover("n", nvml).devices
+    assert (one.links, two.links, three.links) == ({"GPU-1": 2}, {"GPU-0": 2}, {})
+    (alone,) = discover("n", FakeNvml(gpu(0, nvlinks=["switch"]))).devices
+    assert alone.links == {}
+
+
+def test_a_switch_links_all_that_lead_to_it() -> None:
+    nvml = FakeNvml(gpu(0, nvlinks=["switch"] * 4), gpu(1, nvlinks=["switch"] * 4), gpu(2, nvlinks=["switch"] * 2))
+    one, two, three = discover("n", nvml).devices
+    assert one.links == {"GPU-1": 4, "GPU-2": 2}
+    assert two.links == {"GPU-0": 4, "GPU-2": 2}
+    assert three.links == {"GPU-0": 2, "GPU-1": 2}
+
+
+def test_a_replica_of_two_devices_gets_the_nvlink_pair() -> None:
+    nvml = FakeNvml(gpu(0), gpu(1, nvlinks=[3]), gpu(2), gpu(3, nvlinks=[1]))
+    inventory = convert.inventory(None, discover("n", nvml).devices)
+    wide = SliceRequest("wide-1", "wide", 1024, mechanism="timeslice", devices=2)
+    (lies,) = place(inventory, [wide])
+    assert isinstance(lies, Placement)
+    assert set(lies.all_devices) == {"GPU-1", "GPU-3"}
 
 
 def test_a_gpu_that_is_lost_leaves_the_others() -> None:

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from packer.mig import GEOMETRIES, Instance, MigFleet, capacity, openings, repackable, verify_layout
+from packer.inventory import MigInstance as Instance
+from packer.mig import GEOMETRIES, capacity, openings, repackable, verify_layout
+from packer.slots import Ask, Seat, Shift, Slots
 
 H100 = "H100-80"
 NAMES = [p.name for p in GEOMETRIES[H100].profiles]
@@ -47,33 +49,83 @@ def test_compute_then_memory_choose_the_profile(memory: int, compute: int, profi
     assert GEOMETRIES[H100].profile_for(90_000, 10) is None
 
 
+ALIKE = {H100: dict.fromkeys(NAMES, 1.0)}
+
+
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.tuples(st.sampled_from(NAMES), st.integers(0, 5)), max_size=40))
-def test_no_sequence_makes_an_illegal_layout_or_touches_what_is_in_use(steps: list[tuple[str, int]]) -> None:
-    fleet = MigFleet(H100, 2, dict.fromkeys(NAMES, 1.0))
-    held: list[tuple[int, Instance]] = []
-    for name, leave in steps:
-        placed = fleet.place(name)
-        if placed is None and (moves := fleet.make_room(name)) is not None:
-            for move in moves:
-                held[held.index((move.source_device, move.source))] = (move.target_device, move.target)
-            placed = fleet.place(name)
-            assert placed is not None
-        if placed is not None:
-            held.append(placed)
+@given(st.lists(st.tuples(st.sampled_from(NAMES), st.integers(0, 5), st.booleans()), max_size=40))
+def test_no_sequence_makes_an_illegal_layout_or_touches_what_is_in_use(steps: list[tuple[str, int, bool]]) -> None:
+    held: dict[int, Seat] = {}
+
+    def follow(shift: Shift) -> None:
+        assert isinstance(shift.key, int)
+        held[shift.key] = shift.target
+
+    fleet = Slots([H100] * 2, ALIKE, follow=follow)
+    for number, (name, leave, tidy) in enumerate(steps):
+        ask = Ask({H100: name})
+        found = fleet.best(ask)
+        seat = None if found is None else found[1]
+        if seat is None and (room := fleet.make_room(ask, 8)) is not None:
+            seat = room[1]
+        if seat is not None:
+            assert seat.instance.start in openings(H100, fleet.layout(seat.device), name)
+            fleet.put(number, seat, ask)
+            held[number] = seat
+        if tidy:
+            fleet.tidy(1.0)
         if leave < len(held):
-            fleet.free(*held.pop(leave))
+            key = sorted(held)[leave]
+            assert fleet.leave(key) == held.pop(key)
         for device in range(2):
             assert verify_layout(H100, fleet.layout(device)) == []
-            assert fleet.layout(device) == {i for d, i in held if d == device}
+            lies = [s.instance for s in held.values() if s.device == device]
+            assert fleet.layout(device) == set(lies)
+            assert len(lies) == len(set(lies))
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.sampled_from(NAMES), max_size=12))
 def test_what_is_laid_out_is_repackable(names: list[str]) -> None:
-    fleet = MigFleet(H100, 2, dict.fromkeys(NAMES, 1.0))
+    fleet = Slots([H100] * 2, ALIKE)
     counts: dict[str, int] = {}
-    for name in names:
-        if fleet.place(name) is not None:
+    for number, name in enumerate(names):
+        ask = Ask({H100: name})
+        if (found := fleet.best(ask)) is not None:
+            fleet.put(number, found[1], ask)
             counts[name] = counts.get(name, 0) + 1
             assert repackable(H100, 2, counts)
+
+
+def lay(fleet: Slots, *pieces: tuple[str, int, str, int]) -> None:
+    for key, device, name, start in pieces:
+        fleet.put(key, Seat(device, Instance(start, name)), Ask({H100: name}))
+
+
+def test_a_single_that_strands_a_slot_changes_with_a_double() -> None:
+    fleet = Slots([H100] * 2, ALIKE)
+    lay(fleet, ("four", 0, "4g.40gb", 0), ("two", 0, "2g.20gb", 4), ("single", 0, "1g.10gb", 6))
+    lay(fleet, ("large", 1, "4g.40gb", 0))
+    (shift,) = fleet.tidy(5.0)
+    assert shift.key == "single"
+    assert shift.target.device == 1
+    assert fleet.tidy(5.0) == []
+
+
+def test_room_for_a_whole_device_takes_rounds_of_moves() -> None:
+    fleet = Slots([H100] * 3, ALIKE)
+    lay(fleet, ("a", 0, "2g.20gb", 0), ("b", 0, "1g.10gb", 4), ("c", 1, "4g.40gb", 0), ("d", 2, "3g.40gb", 0))
+    lay(fleet, ("e", 2, "2g.20gb", 4))
+    room = fleet.make_room(Ask({H100: "7g.80gb"}), 8)
+    assert room is not None
+    shifts, seat = room
+    assert len(shifts) == 2
+    assert fleet.layout(seat.device) == set()
+
+
+def test_moves_that_do_not_help_change_nothing() -> None:
+    fleet = Slots([H100] * 2, ALIKE)
+    lay(fleet, ("a", 0, "4g.40gb", 0), ("b", 0, "3g.40gb", 4), ("c", 1, "3g.40gb", 0))
+    before = fleet.layout(0), fleet.layout(1)
+    assert fleet.make_room(Ask({H100: "7g.80gb"}), 8) is None
+    assert (fleet.layout(0), fleet.layout(1)) == before

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from packer.defrag import defragment
 from packer.inventory import Device, Inventory, MigInstance, Node, NoFit, Placement, SliceRequest
 from packer.ledger import Ledger, Oversold
 from packer.mix import Mix
 from packer.moves import carry_out, make_room
 from packer.place import place, room
-from packer.verify import verify, verify_plan, verify_refusal
+from packer.verify import verify, verify_moves, verify_plan, verify_refusal
 
 MIG = frozenset({"mps", "mig"})
 
@@ -124,6 +125,94 @@ def test_a_move_empties_slots_for_a_large_profile() -> None:
     assert make_room(crowded, request, fixed=("a", "c")) is None
 
 
+def lies(name: str, device: Device, start: int, profile: str, memory: int) -> Placement:
+    return Placement(slice_of(name, memory), device.id, device.node, mig=(MigInstance(start, profile),))
+
+
+def test_room_is_made_in_several_rounds_and_within_a_device() -> None:
+    fleet = devices(3)
+    one, two, three = fleet.devices
+    inventory = replace(
+        fleet,
+        placements=(
+            lies("a", one, 0, "2g.20gb", 19_000),
+            lies("b", one, 4, "1g.10gb", 9_000),
+            lies("c", two, 0, "3g.40gb", 39_000),
+            lies("d", three, 4, "3g.40gb", 39_000),
+        ),
+    )
+    assert verify(inventory) == []
+    plan = make_room(inventory, slice_of("whole", 70_000))
+    assert plan is not None
+    assert verify_plan(inventory, plan) == []
+    assert {m.instance for m in plan.moves} == {"a", "b"} or len(plan.moves) == 1
+    # 4g may lie in a lower half alone: who lies there steps to the upper half of its own device.
+    only = replace(devices(1), placements=(lies("c", one, 0, "3g.40gb", 39_000),))
+    plan = make_room(only, slice_of("four", 30_000, 50))
+    assert plan is not None
+    assert [(m.target.device, m.target.mig) for m in plan.moves] == [(one.id, (MigInstance(4, "3g.40gb"),))]
+    assert verify_plan(only, plan) == []
+
+
+def test_room_is_made_for_a_slice_of_several_devices_on_one_node() -> None:
+    near, far = devices(2, node="near"), devices(1, node="far")
+    fleet = Inventory(near.nodes + far.nodes, near.devices + far.devices)
+    inventory = replace(
+        fleet,
+        placements=tuple(lies(f"s{i}", d, 0, "1g.10gb", 9_000) for i, d in enumerate(near.devices)),
+    )
+    request = replace(slice_of("wide", 70_000), devices=2)
+    assert isinstance(place(inventory, [request])[0], NoFit)
+    plan = make_room(inventory, request)
+    assert plan is not None
+    assert verify_plan(inventory, plan) == []
+    assert [m.target.node for m in plan.moves] == ["far", "far"]
+    assert make_room(inventory, request, most=1) is None
+
+
+def test_a_host_without_room_for_both_siblings_keeps_moves_off_it() -> None:
+    fleet = devices(1)
+    (device,) = fleet.devices
+    full = replace(fleet, nodes=(Node("n", cpu_milli=1_500),))
+    asked = replace(slice_of("c", 39_000), cpu_milli=1_000)
+    held = Placement(asked, device.id, "n", mig=(MigInstance(0, "3g.40gb"),))
+    inventory = replace(full, placements=(held,))
+    assert make_room(inventory, slice_of("four", 30_000, 50)) is None
+    roomy = replace(inventory, nodes=(Node("n", cpu_milli=2_000),))
+    assert make_room(roomy, slice_of("four", 30_000, 50)) is not None
+
+
+def test_tidying_moves_what_strands_slots_and_only_that() -> None:
+    fleet = devices(2)
+    one, two = fleet.devices
+    inventory = replace(
+        fleet,
+        placements=(
+            lies("four", one, 0, "4g.40gb", 39_000),
+            lies("two", one, 4, "2g.20gb", 19_000),
+            lies("single", one, 6, "1g.10gb", 9_000),
+            lies("other", two, 0, "4g.40gb", 39_000),
+        ),
+    )
+    mix = Mix.recent(p.request for p in inventory.placements)
+    moves = defragment(inventory, mix)
+    assert [(m.instance, m.target.device) for m in moves] == [("single", two.id)]
+    assert verify_moves(inventory, moves) == []
+    after = replace(
+        inventory, placements=tuple(moves[0].target if p.request.id == "single" else p for p in inventory.placements)
+    )
+    assert defragment(after, mix) == []
+    assert defragment(inventory, mix, fixed=("single",)) == []
+
+
+def test_what_is_expected_decides_where_an_instance_goes() -> None:
+    # Expecting 4g, which needs a lower half, a double stays out of it; the tail is left to it.
+    mix = Mix.recent([slice_of("x", 30_000, 50)])
+    (found,) = place(devices(1), [slice_of("a", 19_000)], mix=mix)
+    assert isinstance(found, Placement)
+    assert found.mig[0].start >= 4
+
+
 def test_several_devices_get_an_instance_each() -> None:
     (lies,) = fill(devices(3), slice_of("wide", 30_000, 40, devices=2)).placements
     assert len(lies.mig) == 2
@@ -165,5 +254,59 @@ def test_no_sequence_makes_an_illegal_layout(seed: int) -> None:
                 inventory,
                 devices=tuple(replace(d, healthy=not d.healthy) if d == broken else d for d in inventory.devices),
             )
+        moves = defragment(inventory, Mix.recent(p.request for p in inventory.placements), least_gain=1.0)
+        assert verify_moves(inventory, moves) == []
+        held = {p.request.id: p for p in inventory.placements} | {m.instance: m.target for m in moves}
+        inventory = replace(inventory, placements=tuple(held.values()))
         assert verify(inventory) == []
         assert Ledger.rebuild(inventory).oversold() == ()
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 10_000))
+def test_names_and_order_change_no_figure_of_mig(seed: int) -> None:
+    """Placements, refusals, moves and tidying come out the same but for names."""
+    rng = Random(seed)
+    first, second = devices(2, "A100-40", 40_960, "a"), devices(2, "A100-40", 40_960, "b")
+    third = devices(1, "A30-24", 24_576, "c")
+    inventory = Inventory(first.nodes + second.nodes + third.nodes, first.devices + second.devices + third.devices)
+    new = dict(zip("abc", rng.sample("xyz", 3), strict=True))
+    twin = Inventory(
+        tuple(Node(new[n.name]) for n in rng.sample(inventory.nodes, 3)),
+        tuple(
+            replace(d, id=f"{new[d.node]}/{i}", node=new[d.node])
+            for i, d in enumerate(rng.sample(inventory.devices, len(inventory.devices)))
+        ),
+    )
+    for number in range(16):
+        request = slice_of(f"r{number}", rng.choice((4_000, 5_500, 9_000, 18_000)), rng.choice((0, 10, 30, 50)))
+        leaves = rng.random() < 0.3
+        gone = rng.randrange(number) if number and leaves else -1
+        outcomes = []
+        for fleet in (inventory, twin):
+            (result,) = place(fleet, [request])
+            plan = make_room(fleet, request, most=3)
+            if plan is not None:
+                assert verify_plan(fleet, plan) == []
+                fleet = carry_out(fleet, plan)
+            moves = defragment(fleet, Mix.recent(p.request for p in fleet.placements))
+            assert verify_moves(fleet, moves) == []
+            kept = tuple(p for p in fleet.placements if p.request.id != f"r{gone}")
+            figures = (
+                (result.score, result.why, [i.profile for i in result.mig])
+                if isinstance(result, Placement)
+                else [(r.devices, r.reason) for r in result.refusals],
+                None if plan is None else len(plan.moves),
+                len(moves),
+            )
+            outcomes.append((figures, replace(fleet, placements=kept)))
+        (one, inventory), (other, twin) = outcomes
+        assert one == other
+        assert _lying(inventory) == _lying(twin)
+
+
+def _lying(inventory: Inventory) -> list[list[tuple[str, MigInstance]]]:
+    """Who lies with whom and in which slots, without saying on which device."""
+    return sorted(
+        sorted((p.request.id, p.mig[0]) for p in inventory.placements if p.device == d.id) for d in inventory.devices
+    )
