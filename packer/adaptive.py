@@ -114,7 +114,8 @@ class Adaptive:
         left = self._leftover
         if engine.version - self._looked >= _LOOK_EVERY:
             self._look(engine)
-        fresh = self._fresh(engine) if engine.fresh else _NOBODY
+        # Nodes that changed are settled together, with the first placement for which one of them is a candidate.
+        fresh = _NOBODY if engine.fresh.isdisjoint(nodes.tolist()) else self._fresh(engine)
         shape = column.shape
         if shape.devices != 1:
             worth = left.with_several(column, nodes, fits, fresh)

@@ -25,6 +25,12 @@ from packer.mix import Shape
 _ATTEMPTS: Final = 200
 """Candidate nodes tried in earnest for one shape."""
 _NESTED_ATTEMPTS: Final = 8
+_LOOKED_AT: Final = 700
+"""Nodes looked at for who would have to go."""
+_AT_ONCE: Final = 128
+"""Of those, nodes compared with each other before any is tried."""
+_CHAIN_LOOKED_AT: Final = 128
+_CHAIN_ATTEMPTS: Final = 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,10 @@ class Tenants:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.held: dict[int, Tenant] = {}
+        self._hopeless: set[Shape] = set()
+        """While room is looked for: shapes for which a search of their own found none."""
+        self._homes: dict[Shape, bool] = {}
+        """While room is looked for: whether a shape fits somewhere as things lay at the start."""
         self._at: list[dict[int, Tenant]] = [{} for _ in range(len(engine.cpu))]
 
     def place(self, shape: Shape, key: int, movable: bool = True) -> Tenant | None:
@@ -97,17 +107,21 @@ class Tenants:
 
     def make_room(self, shape: Shape, most: int) -> tuple[list[Step], Spot] | None:
         """At most `most` moves, carried out here, and where the shape then fits; None changes nothing."""
-        return self._make_room(shape, most, frozenset(), nested=False)
+        self._hopeless.clear()
+        self._homes.clear()
+        found = self._make_room(shape, most, frozenset(), chains=False)
+        if found is None and most > 1:
+            found = self._make_room(shape, most, frozenset(), chains=True)
+        return found
 
-    def _make_room(self, shape: Shape, most: int, shut: frozenset[int], nested: bool) -> tuple[list[Step], Spot] | None:
-        if most < 1:
-            return None
-        attempts = _NESTED_ATTEMPTS if nested else _ATTEMPTS
-        for evicted, node in islice(self._candidates(shape, most, shut), attempts):
+    def _make_room(self, shape: Shape, most: int, shut: frozenset[int], chains: bool) -> tuple[list[Step], Spot] | None:
+        """With `chains` tenants that have nowhere to go may go where others make room for them."""
+        attempts = _NESTED_ATTEMPTS if shut else _CHAIN_ATTEMPTS if chains else _ATTEMPTS
+        for evicted, node in islice(self._candidates(shape, most, shut, chains), attempts):
             steps: list[Step] = []
             closed = shut | {node}
             for tenant in evicted:
-                found = self._relocate(tenant, most - len(steps), closed, nested)
+                found = self._relocate(tenant, most - len(steps), closed, chains)
                 if found is None:
                     break
                 steps += found
@@ -118,50 +132,69 @@ class Tenants:
             self.undo(steps)
         return None
 
-    def _relocate(self, tenant: Tenant, most: int, closed: frozenset[int], nested: bool) -> list[Step] | None:
+    def _relocate(self, tenant: Tenant, most: int, closed: frozenset[int], chains: bool) -> list[Step] | None:
         if most < 1:
             return None
         target = self.engine.best(tenant.shape, closed)
         if target is not None:
             return [self.move(tenant.key, target)]
-        if nested:
+        if not chains or most < 2 or tenant.shape in self._hopeless:
             return None
-        room = self._make_room(tenant.shape, most - 1, closed, nested=True)
+        room = self._make_room(tenant.shape, most - 1, closed, chains=False)
         if room is None:
+            self._hopeless.add(tenant.shape)
             return None
         steps, target = room
         return [*steps, self.move(tenant.key, target)]
 
-    def _candidates(self, shape: Shape, most: int, shut: frozenset[int]) -> Iterator[tuple[list[Tenant], int]]:
-        """Nodes and who would have to go, the fewest and smallest first."""
+    def _may_go(self, tenant: Tenant, chains: bool) -> bool:
+        """Whether to think of moving the tenant: it fits elsewhere as things lie, or with chains may be made to."""
+        if not tenant.movable:
+            return False
+        shape = tenant.shape
+        home = self._homes.get(shape)
+        if home is None:
+            home = self._homes[shape] = self.engine.best(shape) is not None
+        return home or (chains and shape not in self._hopeless)
+
+    def _candidates(
+        self, shape: Shape, most: int, shut: frozenset[int], chains: bool
+    ) -> Iterator[tuple[list[Tenant], int]]:
+        """Nodes and who would have to go: of the nodes nearest to taking the shape the fewest and smallest first."""
         engine = self.engine
         column = engine.column(shape)
         eligible = column.open & (engine.cpu_total >= shape.cpu_milli) & (engine.ram_total >= shape.host_memory_mib)
-        found: list[tuple[int, float, int, int, list[Tenant]]] = []
-        for node in _promising(engine, column, eligible):
-            if node in shut:
-                continue
-            evicted = self._evictions(shape, column, int(node), most)
-            if evicted:
-                weight = sum(t.shape.compute * t.shape.devices + t.shape.cpu_milli / 1000 for t in evicted)
-                found.append((len(evicted), weight, int(engine.sig[node]), int(node), evicted))
-        found.sort(key=lambda f: f[:3])
-        for _, _, _, node, evicted in found:
-            yield evicted, node
+        nodes = _promising(engine, column, eligible, _LOOKED_AT if not shut and not chains else _CHAIN_LOOKED_AT)
+        for first in range(0, len(nodes), _AT_ONCE):
+            found: list[tuple[int, float, int, int, list[Tenant]]] = []
+            for node in nodes[first : first + _AT_ONCE]:
+                if node in shut:
+                    continue
+                evicted = self._evictions(shape, column, node, most, chains)
+                if evicted:
+                    weight = sum(t.shape.compute * t.shape.devices + t.shape.cpu_milli / 1000 for t in evicted)
+                    found.append((len(evicted), weight, int(engine.sig[node]), node, evicted))
+            found.sort(key=lambda f: f[:3])
+            for _, _, _, node, evicted in found:
+                yield evicted, node
 
-    def _evictions(self, shape: Shape, column: Column, node: int, most: int) -> list[Tenant] | None:
+    def _evictions(self, shape: Shape, column: Column, node: int, most: int, chains: bool) -> list[Tenant] | None:
         """Tenants whose leaving lets the shape onto the node, largest first; None where there are none or too many."""
         engine = self.engine
         here = self.on(node)
         chosen: dict[int, Tenant] = {}
         if shape.devices:
+            able = column.allowed[node].nonzero()[0]
+            whole = shape.compute == 100 and len(able) == shape.devices
+            if whole and sum(t.shape.devices > 0 for t in here) > most:
+                return None
             by_device: dict[int, list[Tenant]] = {}
             for t in here:
                 for d in t.spot.devices:
                     by_device.setdefault(d, []).append(t)
             options = []
-            for d in column.allowed[node].nonzero()[0]:
-                needed = self._clear(shape, node, int(d), by_device.get(int(d), []))
+            for d in able:
+                needed = self._clear(shape, node, int(d), by_device.get(int(d), []), most, chains)
                 if needed is not None:
                     size = sum(t.shape.compute * t.shape.devices for t in needed)
                     options.append((len(needed), size, int(engine.device_sig[node, d]), needed))
@@ -172,7 +205,7 @@ class Tenants:
                 chosen.update((t.key, t) for t in needed)
         cpu = shape.cpu_milli - int(engine.cpu[node]) - sum(t.shape.cpu_milli for t in chosen.values())
         ram = shape.host_memory_mib - int(engine.ram[node]) - sum(t.shape.host_memory_mib for t in chosen.values())
-        rest = [t for t in here if t.key not in chosen and t.movable]
+        rest = [t for t in here if t.key not in chosen and self._may_go(t, chains)] if cpu > 0 or ram > 0 else []
         while cpu > 0 or ram > 0:
             if not rest or len(chosen) >= most:
                 return None
@@ -194,7 +227,9 @@ class Tenants:
             return None
         return sorted(chosen.values(), key=lambda t: (-t.shape.devices, -t.shape.compute, -t.shape.cpu_milli, t.key))
 
-    def _clear(self, shape: Shape, node: int, device: int, here: list[Tenant]) -> list[Tenant] | None:
+    def _clear(
+        self, shape: Shape, node: int, device: int, here: list[Tenant], most: int, chains: bool
+    ) -> list[Tenant] | None:
         """Who has to leave one device so that a slice of the shape fits there."""
         engine = self.engine
         compute = shape.compute - int(engine.compute[node, device])
@@ -203,7 +238,7 @@ class Tenants:
         if int(engine.whole[node, device]) < shape.compute or int(engine.usable[node, device]) < shape.memory_mib:
             return None
         gone: list[Tenant] = []
-        rest = [t for t in here if t.movable]
+        rest = [t for t in here if self._may_go(t, chains)]
         while compute > 0 or memory > 0 or clients > 0:
             able = [t for t in rest if t.shape.compute >= compute and t.shape.memory_mib >= memory]
             if able:
@@ -211,6 +246,8 @@ class Tenants:
             elif rest:
                 best = max(rest, key=lambda t: (-t.shape.devices, t.shape.compute, t.shape.memory_mib, t.key))
             else:
+                return None
+            if len(gone) == most:
                 return None
             rest.remove(best)
             gone.append(best)
@@ -230,7 +267,7 @@ def _covered(shape: Shape, cpu: int, ram: int) -> float:
     return covered
 
 
-def _promising(engine: Engine, column: Column, eligible: Any, most: int = 700) -> list[int]:
+def _promising(engine: Engine, column: Column, eligible: Any, most: int) -> list[int]:
     """Nodes nearest to taking the shape: least is missing of devices and host, relative to what the shape asks."""
     shape = column.shape
     nodes = eligible.nonzero()[0]
