@@ -33,6 +33,7 @@ from tangram.control.api import make_app
 from tangram.control.controller import Controller
 from tangram.control.logs import set_up_logging
 from tangram.control.loop import ControlLoop
+from tangram.control.memories import recall
 from tangram.control.paths import FILE_MARKER, StatePaths, file_digest
 from tangram.control.security import TokenError, load_token
 from tangram.control.state import ControllerState, ModelState, fresh_policy_state
@@ -138,12 +139,13 @@ async def _assemble(options: argparse.Namespace, paths: StatePaths, store: Store
         ordinals=store.ordinals(),
         advise=options.advise,
     )
-    rollouts = store.rollouts()
+    rollouts, memories = store.rollouts(), store.memories()
     for name, stored in store.models().items():
         state.models[name] = entry = ModelState(stored.model, stored.created_at, fresh_policy_state(name, loop.time()))
         store.put_revision(stored.model, stored.created_at)
         entry.revisions = {r.revision: r.model for r in store.revisions(name)}
         entry.rollout = rollouts.get(name)
+        recall(entry, memories.get(name), time.time(), loop.time())
     happened = asyncio.Event()
     backend = LocalBackend(paths.root, on_change=lambda _: happened.set())
     wire = WireServer(
