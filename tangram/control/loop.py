@@ -29,7 +29,7 @@ from packer.verify import verify
 from tangram.control import publish, rollouts
 from tangram.control.ejections import Ejections
 from tangram.control.instances import Instances
-from tangram.control.measure import claim_of, measure_model, most_boost, supply_of
+from tangram.control.measure import claim_of, external, measure_model, most_boost, supply_of
 from tangram.control.memories import Memories
 from tangram.control.records import Records, event_of
 from tangram.control.state import ControllerState, free_slots
@@ -203,7 +203,11 @@ class ControlLoop:
         for entry in self.state.models.values():
             if not measure and not entry.woken and not entry.changed and entry.recommendation is not None:
                 continue
-            seen = measure_model(self.state, entry, monotonic) if measure else Sample(0.0, 0, wake=entry.woken)
+            if measure:
+                seen = measure_model(self.state, entry, monotonic)
+            else:
+                known = external(self.state, entry.model, monotonic)
+                seen = Sample(0.0, 0, wake=entry.woken, external=known)
             supply = supply_of(self.state, entry)
             growth = most_boost(self.state, entry.model)
             policy = convert.scaling_policy(entry.model, advise=self.state.advise, most_boost=growth)

@@ -35,6 +35,7 @@ from tangram.control.logs import set_up_logging
 from tangram.control.loop import ControlLoop
 from tangram.control.memories import recall
 from tangram.control.paths import FILE_MARKER, StatePaths, file_digest
+from tangram.control.prometheus import Prometheus
 from tangram.control.security import TokenError, load_token
 from tangram.control.state import ControllerState, ModelState, fresh_policy_state
 from tangram.control.store import Store, StoreError
@@ -100,6 +101,7 @@ async def _run(options: argparse.Namespace) -> None:
         await parts.wire.start(paths.wire)
         _write_endpoints(paths, options)
         turning = asyncio.create_task(parts.loop.run(), name="loop")
+        asking = asyncio.create_task(Prometheus(parts.loop.state).run(), name="prometheus")
         keeping = asyncio.create_task(_keep_house(paths, options.workers, parts.wire), name="house")
         # What is alive now lives as long as the process: the collector need not walk it again and again.
         gc.collect()
@@ -107,9 +109,9 @@ async def _run(options: argparse.Namespace) -> None:
         told = await asked.get()
         if told == signal.SIGINT:
             await _stop_replicas(parts, asked)
-        for task in (turning, keeping):
+        for task in (turning, asking, keeping):
             task.cancel()
-        await asyncio.gather(turning, keeping, return_exceptions=True)
+        await asyncio.gather(turning, asking, keeping, return_exceptions=True)
         log.info("controller ends; %s", "replicas were stopped" if told == signal.SIGINT else "replicas go on")
 
 

@@ -19,13 +19,13 @@ from packer.inventory import Device, Inventory, Node
 from tangram.control import measure, present
 from tangram.control.loop import ControlLoop
 from tangram.control.memories import recall
-from tangram.control.state import ControllerState, ModelState, fresh_policy_state
+from tangram.control.state import Answer, ControllerState, ModelState, fresh_policy_state
 from tangram.control.store import Store, StoredMemory
 from tangram.core import convert
 from tangram.core.demand import DemandTracker
 from tangram.core.replica import Phase
 from tangram.node.backend import InstancePhase, InstanceStatus, StartError, StartOrder
-from tangram.spec import Model
+from tangram.spec import Fleet, Model
 
 
 class Machine:
@@ -602,3 +602,33 @@ async def test_garbage_on_record_is_told_and_forgotten(
     recall(entry, StoredMemory(entry.model.revision, 0.0, record), 10.0, 5.0)
     assert "what was learned of digits is not used" in caplog.text
     assert entry.policy_state == fresh_policy_state("digits", 5.0)
+
+
+async def test_what_prometheus_says_decides_and_its_silence_holds(world: World) -> None:
+    terms = {"url": "http://127.0.0.1:9", "periodSeconds": 10}
+    device = {"name": "gpu-0", "memory": "1Gi", "cores": 1}
+    spec = {"nodes": [{"name": "n", "devices": [device]}], "prometheus": terms}
+    world.state.fleet = Fleet.model_validate({"metadata": {"name": "test"}, "spec": spec})
+    metric = {"type": "prometheus", "name": "waiting", "query": "sum(waiting)", "target": 4}
+    down = {"scaleDown": {"stabilizationWindowSeconds": 0}}
+    world.declare(minReplicas=1, metrics=[metric], behavior=down)
+    asking = Asking(world)
+
+    async def seconds(count: int, value: float | None) -> str:
+        for _ in range(count):
+            if value is not None:
+                world.state.answers["sum(waiting)"] = Answer(value, world.now)
+            asking.second({"digits": 1.0})
+            world.node.all_ready()
+            world.gateway.empty = set(world.phases())
+            await world.turn()
+        entry = world.state.models["digits"]
+        return present.explain_view(world.state, entry, (), world.now, world.now).model_dump_json()
+
+    assert "waiting at 11 at 4 per replica want 3" in await seconds(15, 11.0)
+    assert sum(r.live for r in world.state.replicas.values()) == 3
+    told = await seconds(60, None)
+    assert "Prometheus gives no answer for" in told
+    assert sum(r.live for r in world.state.replicas.values()) == 3, "silence shrinks nothing"
+    await seconds(30, 1.0)
+    assert sum(r.live for r in world.state.replicas.values()) == 1
