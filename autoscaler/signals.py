@@ -23,7 +23,7 @@ from autoscaler.capacity import Capacity, known
 from autoscaler.need import LIKELY_Z, REACTION_S, certain, need
 from autoscaler.starts import expected_s
 from autoscaler.state import State
-from autoscaler.types import MetricTarget, Sample, ScalingPolicy, SignalReading, Supply
+from autoscaler.types import ExternalTarget, MetricTarget, Sample, ScalingPolicy, SignalReading, Supply
 
 CONCURRENCY_SHARE = 0.7
 """Of the concurrency limit, where concurrency decides and no target is given."""
@@ -144,6 +144,7 @@ def read(policy: ScalingPolicy, scene: Scene) -> tuple[Say, ...]:
         _concurrency(metric.target, scene) if metric.name == "concurrency" else _resource(metric, scene)
         for metric in targets(policy, is_known=scene.capacity is not None)
     ]
+    says += [_external(target, scene) for target in policy.external]
     says.append(_queue(scene))
     return tuple(says)
 
@@ -153,7 +154,7 @@ def targets(policy: ScalingPolicy, *, is_known: bool) -> tuple[MetricTarget, ...
     signal is given or the target is a guess."""
     if is_known or any(m.name == "concurrency" for m in policy.metrics):
         return policy.metrics
-    if policy.mode == "learn" or (policy.target_qps is None and not policy.metrics):
+    if policy.mode == "learn" or (policy.target_qps is None and not policy.metrics and not policy.external):
         limit = policy.concurrency_limit or UNBOUNDED_LIMIT
         return (*policy.metrics, MetricTarget("concurrency", CONCURRENCY_SHARE * limit))
     return policy.metrics
@@ -270,6 +271,25 @@ def _resource(metric: MetricTarget, scene: Scene) -> Say:
     seen = f"{usage.measured} of {usage.measured + usage.missing}" if usage.missing else f"{usage.measured}"
     note = f"{words} at {usage.mean:.0f} percent (mean of {seen} ready) at a target of {target:g} percent"
     return _say(name, usage.mean, target, up, down, scene.current, note)
+
+
+def _external(metric: ExternalTarget, scene: Scene) -> Say:
+    name, target, ready = metric.name, metric.target, scene.supply.ready
+    known = next((e for e in scene.sample.external if e.name == name), None)
+    if known is None or known.value is None:
+        return _missing(name, target, f"{name} is missing: {known.note if known else 'nobody measured it'}")
+    value = known.value
+    if metric.type == "AverageValue":
+        need = max(0.0, value) / target
+        return _say(name, value, target, need, need, scene.current, f"{name} at {value:.3g} at {target:g} per replica")
+    if ready == 0:
+        return Say(SignalReading(name, value, target, None, f"{name}: no replica is ready yet"), 0.0, 0.0)
+    up = down = max(0.0, value) / target * ready
+    if value > target:
+        # How far the replicas that are still to come lower it is not known yet.
+        down = math.inf
+    note = f"{name} at {value:.3g} with {ready} ready at a target of {target:g}"
+    return _say(name, value, target, up, down, scene.current, note)
 
 
 def _queue(scene: Scene) -> Say:

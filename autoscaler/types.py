@@ -21,6 +21,17 @@ class MetricTarget:
 
 
 @dataclass(frozen=True, slots=True)
+class ExternalTarget:
+    """A metric that somebody else measures, as in HPA v2."""
+
+    name: str
+    target: float
+    type: Literal["AverageValue", "Value"] = "AverageValue"
+    """AverageValue: the metric is a sum, the target what one replica should have of it. Value: the metric is a level
+    that more replicas lower in proportion, the target where it should be."""
+
+
+@dataclass(frozen=True, slots=True)
 class RatePolicy:
     """HPA v2 scaling policy: at most `value` replicas (Pods) or percent of replicas (Percent) in `period_s` seconds."""
 
@@ -89,6 +100,7 @@ class ScalingPolicy:
     """How many times its slice's compute a replica may have while others start; 1: slices do not grow."""
     fixed_replicas: int | None = None
     """Set by hand: the recommendation is this count, the signals are still told."""
+    external: tuple[ExternalTarget, ...] = ()
     schedules: tuple[Schedule, ...] = ()
     """Windows with bounds of their own."""
     advisory: bool = False
@@ -107,6 +119,17 @@ class Supply:
     """How long a start is expected to take; None: it is learned from the counts."""
     boost: float = 1.0
     """How many times its slice's compute each ready replica has now."""
+
+
+@dataclass(frozen=True, slots=True)
+class External:
+    """What is known of an external metric now."""
+
+    name: str
+    value: float | None
+    """None: missing or too old."""
+    note: str = ""
+    """Why it is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +152,7 @@ class Sample:
     device_memory: tuple[float, ...] = ()
     wake: bool = False
     """A request waits and no endpoint is there."""
+    external: tuple[External, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +160,7 @@ class SignalReading:
     """One signal's say."""
 
     name: str
-    """qps, capacity, concurrency, cpu, memory, deviceMemory or queue."""
+    """qps, capacity, concurrency, cpu, memory, deviceMemory, queue or an external metric's."""
     value: float | None
     """Measured, over all replicas (rates, concurrency) or the mean of them (percentages); None when missing."""
     target: float

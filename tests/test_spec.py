@@ -610,3 +610,38 @@ def test_how_far_a_slice_may_grow_is_no_new_revision() -> None:
 )
 def test_links_name_devices_of_their_node(links: list[dict[str, Any]], words: str) -> None:
     assert words in refusal(changed(fleet_document(), "spec.nodes.0.links", links))
+
+
+@pytest.mark.parametrize(
+    ("metric", "told"),
+    [
+        ({"type": "prometheus", "target": 4, "name": "waiting"}, "type prometheus needs name and query"),
+        ({"type": "prometheus", "target": 4, "query": "up"}, "type prometheus needs name and query"),
+        ({"type": "prometheus", "target": 4, "query": "up", "name": "qps"}, "'qps' is a signal of Tangram's own"),
+        ({"type": "cpu", "target": 60, "query": "up"}, "name and query belong to type prometheus, not to cpu"),
+    ],
+)
+def test_a_metric_that_cannot_be_asked_for_is_refused(metric: dict[str, Any], told: str) -> None:
+    with pytest.raises(SpecError) as refused:
+        parse_documents([changed(model_document(), "spec.scaling", {"metrics": [metric]})])
+    assert "spec.scaling.metrics[0]: " in str(refused.value) and told in str(refused.value)
+
+
+def test_several_queries_are_told_apart_by_name() -> None:
+    query = {"type": "prometheus", "target": 400, "query": "up"}
+    metrics = [{**query, "name": "a"}, {**query, "name": "b", "targetType": "Value"}]
+    model = Model.model_validate(changed(model_document(), "spec.scaling", {"metrics": metrics}))
+    assert [m.name for m in model.spec.scaling.metrics] == ["a", "b"]
+    with pytest.raises(SpecError, match="metrics names a type twice"):
+        parse_documents([changed(model_document(), "spec.scaling", {"metrics": [metrics[0], metrics[0]]})])
+
+
+def test_where_prometheus_is_has_to_be_an_address(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"spec\.prometheus\.url: 'prometheus:9090'"):
+        parse_documents([changed(fleet_document(), "spec.prometheus", {"url": "prometheus:9090"})])
+    file = tmp_path / "fleet.yaml"
+    given = {"url": "http://127.0.0.1:9090", "bearerTokenFile": "token"}
+    file.write_text(yaml.safe_dump(changed(fleet_document(), "spec.prometheus", given)))
+    fleet = load_documents(file).fleet
+    assert fleet is not None and fleet.spec.prometheus is not None
+    assert fleet.spec.prometheus.bearer_token_file == str(tmp_path / "token")

@@ -407,7 +407,7 @@ def replay(
     )
     workload, runs = replaying.run(options)
     if png is not None:
-        replaying.picture(runs, png)
+        replaying.picture(workload, runs, png)
     if output is not None:
         typer.echo(show.dump([one.figures() for one in runs], output))
     else:

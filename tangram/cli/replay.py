@@ -19,6 +19,8 @@ from tangram.spec import Model, SpecError, load_documents
 POLICIES: Final = get_args(PolicyName)
 #: Share of what a replica can do at which a target is usually set.
 _TARGET_SHARE: Final = 0.7
+#: Points across a picture.
+_COLUMNS: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,30 +168,52 @@ def text(workload: Workload, runs: Sequence[Replayed], width: int | None) -> str
     return "\n".join(lines)
 
 
-def picture(runs: Sequence[Replayed], path: Path) -> None:
+def picture(workload: Workload, runs: Sequence[Replayed], path: Path) -> None:
     """Load, replicas and late requests as a PNG; needs the extra `plot`. Raises CommandError."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError:
         raise CommandError("--png: needs matplotlib; install tangram-serving[plot]", 1) from None
-    figure = Figure(figsize=(10, 7), layout="constrained")
-    load, replicas, late = figure.subplots(3, 1, sharex=True)
-    load.plot(_smooth(runs[0].outcome.series.arrivals), color="0.4", linewidth=0.8)
+    unit, length_s = next((u, s) for u, s in (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0)) if _long(runs, s))
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    load, replicas, late = figure.subplots(3, 1, sharex=True, height_ratios=(2, 3, 2))
+    times, rates = _means(runs[0].outcome.series.arrivals)
+    load.plot([t / length_s for t in times], rates, color="0.4", linewidth=0.8)
     load.set_ylabel("requests/s")
-    for one in runs:
-        replicas.step(range(one.outcome.seconds), one.outcome.series.total, label=one.policy, linewidth=1)
-        late.plot(_smooth(one.outcome.series.late), label=one.policy, linewidth=0.8)
+    load.set_title(f"{workload.name}: late is a wait of more than {workload.slo_s:g} s", loc="left", fontsize="medium")
+    # The first is drawn last, so that it is not hidden where policies agree.
+    for number, one in reversed(list(enumerate(runs))):
+        times, lates = _means(one.outcome.series.late)
+        run, color = one.outcome, f"C{number}"
+        label = f"{one.policy}: {run.violation_share:.2f}% late, {run.cost:,.0f} replica-s, peak {run.peak:g}"
+        seconds = [t / length_s for t in range(run.seconds)]
+        replicas.step(seconds, run.series.total, label=label, linewidth=1.2, color=color, where="post")
+        late.plot([t / length_s for t in times], lates, linewidth=1.0, color=color)
     replicas.set_ylabel("replicas")
-    replicas.legend()
+    replicas.yaxis.set_major_locator(MaxNLocator(integer=True))
+    replicas.margins(y=0.25)
+    handles, labels = replicas.get_legend_handles_labels()
+    replicas.legend(handles[::-1], labels[::-1], loc="upper left", fontsize="small", framealpha=0.9)
     late.set_ylabel("late/s")
-    late.set_xlabel("seconds")
+    late.set_xlabel(unit)
+    for axes in (load, replicas, late):
+        axes.set_ylim(bottom=0)
+        axes.margins(x=0.0)
+        axes.grid(alpha=0.3, linewidth=0.5)
     try:
         figure.savefig(path, format="png", dpi=110)
     except OSError as error:
         raise CommandError(f"--png {path}: cannot be written: {error.strerror}", 1) from None
 
 
-def _smooth(values: Sequence[int], window: int = 10) -> list[float]:
-    return [
-        sum(values[max(0, i - window) : i + 1]) / len(values[max(0, i - window) : i + 1]) for i in range(len(values))
-    ]
+def _long(runs: Sequence[Replayed], unit_s: float) -> bool:
+    return runs[0].outcome.seconds >= 5 * unit_s or unit_s == 1.0
+
+
+def _means(values: Sequence[int]) -> tuple[list[float], list[float]]:
+    """Middles (seconds) and means of stretches of 10 s, longer ones where a picture has fewer columns than that."""
+    size = max(10, -(-len(values) // _COLUMNS))
+    starts = range(0, len(values), size)
+    stretches = [values[i : i + size] for i in starts]
+    return [i + len(s) / 2 for i, s in zip(starts, stretches, strict=True)], [sum(s) / len(s) for s in stretches]

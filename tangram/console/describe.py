@@ -70,7 +70,7 @@ def _scaling(model: ModelView, spec: Model) -> list[tuple[str, str]]:
     fixed = "" if model.fixed_replicas is None else f" (set by hand to {model.fixed_replicas})"
     if model.advised is not None:
         fixed = f" (advisory: would be {model.advised})"
-    metrics = ", ".join(f"{m.type.value} {m.target:g}" for m in scaling.metrics)
+    metrics = ", ".join(f"{m.name or m.type.value} {m.target:g}" for m in scaling.metrics)
     return [
         (
             "Replicas",

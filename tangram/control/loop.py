@@ -29,7 +29,8 @@ from packer.verify import verify
 from tangram.control import publish, rollouts
 from tangram.control.ejections import Ejections
 from tangram.control.instances import Instances
-from tangram.control.measure import claim_of, measure_model, most_boost, supply_of
+from tangram.control.measure import claim_of, external, measure_model, most_boost, supply_of
+from tangram.control.memories import Memories
 from tangram.control.records import Records, event_of
 from tangram.control.state import ControllerState, free_slots
 from tangram.control.store import Store
@@ -88,6 +89,7 @@ class ControlLoop:
         self._ports = ports
         self._happened = happened
         self._records = Records(state, store)
+        self._memories = Memories(state, store)
         self._instances = Instances(state, store, backend, self._records.unrecorded, self.nudge)
         self._ejections = Ejections()
         self._next_tidy = 0.0
@@ -135,6 +137,7 @@ class ControlLoop:
     async def close(self) -> None:
         """Wait for starts under way to be recorded, and leave the processes alone."""
         await self._instances.close()
+        self._memories.keep_all(time.time(), asyncio.get_running_loop().time())
 
     # --- one turn ---
 
@@ -168,6 +171,7 @@ class ControlLoop:
             self.emptied.set()
         if measure:
             self._records.keep_history(now, monotonic)
+            self._memories.keep_due(now, monotonic)
 
     def _observe(self, now: float) -> list[EventView]:
         events: list[EventView] = []
@@ -199,7 +203,11 @@ class ControlLoop:
         for entry in self.state.models.values():
             if not measure and not entry.woken and not entry.changed and entry.recommendation is not None:
                 continue
-            seen = measure_model(self.state, entry, monotonic) if measure else Sample(0.0, 0, wake=entry.woken)
+            if measure:
+                seen = measure_model(self.state, entry, monotonic)
+            else:
+                known = external(self.state, entry.model, monotonic)
+                seen = Sample(0.0, 0, wake=entry.woken, external=known)
             supply = supply_of(self.state, entry)
             growth = most_boost(self.state, entry.model)
             policy = convert.scaling_policy(entry.model, advise=self.state.advise, most_boost=growth)

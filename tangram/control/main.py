@@ -35,7 +35,9 @@ from tangram.control.api import make_app
 from tangram.control.controller import Controller
 from tangram.control.logs import set_up_logging
 from tangram.control.loop import ControlLoop
+from tangram.control.memories import recall
 from tangram.control.paths import FILE_MARKER, StatePaths, file_digest
+from tangram.control.prometheus import Prometheus
 from tangram.control.security import TokenError, load_token
 from tangram.control.state import ControllerState, ModelState, fresh_policy_state
 from tangram.control.store import Store, StoreError
@@ -102,6 +104,7 @@ async def _run(options: argparse.Namespace) -> None:
         await parts.wire.start(paths.wire)
         _write_endpoints(paths, options)
         turning = asyncio.create_task(parts.loop.run(), name="loop")
+        asking = asyncio.create_task(Prometheus(parts.loop.state).run(), name="prometheus")
         keeping = asyncio.create_task(_keep_house(paths, options.workers, parts.wire), name="house")
         # What is alive now lives as long as the process: the collector need not walk it again and again.
         gc.collect()
@@ -109,9 +112,9 @@ async def _run(options: argparse.Namespace) -> None:
         told = await asked.get()
         if told == signal.SIGINT:
             await _stop_replicas(parts, asked)
-        for task in (turning, keeping):
+        for task in (turning, asking, keeping):
             task.cancel()
-        await asyncio.gather(turning, keeping, return_exceptions=True)
+        await asyncio.gather(turning, asking, keeping, return_exceptions=True)
         log.info("controller ends; %s", "replicas were stopped" if told == signal.SIGINT else "replicas go on")
 
 
@@ -141,12 +144,13 @@ async def _assemble(options: argparse.Namespace, paths: StatePaths, store: Store
         ordinals=store.ordinals(),
         advise=options.advise,
     )
-    rollouts = store.rollouts()
+    rollouts, memories = store.rollouts(), store.memories()
     for name, stored in store.models().items():
         state.models[name] = entry = ModelState(stored.model, stored.created_at, fresh_policy_state(name, loop.time()))
         store.put_revision(stored.model, stored.created_at)
         entry.revisions = {r.revision: r.model for r in store.revisions(name)}
         entry.rollout = rollouts.get(name)
+        recall(entry, memories.get(name), time.time(), loop.time())
     happened = asyncio.Event()
     backend = LocalBackend(paths.root, on_change=lambda _: happened.set())
     wire = WireServer(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Final
 
 from autoscaler.quota import Claim
-from autoscaler.types import Sample, Supply
+from autoscaler.types import External, Sample, Supply
 from tangram.control.state import ControllerState, ModelState
 from tangram.core import convert
 from tangram.core.replica import Phase, Replica
 from tangram.spec import Mechanism, Model
+
+#: Of Prometheus' period: for so long an answer is good.
+STALE_PERIODS: Final = 3.0
 
 
 def supply_of(state: ControllerState, entry: ModelState) -> Supply:
@@ -96,7 +100,28 @@ def measure_model(state: ControllerState, entry: ModelState, monotonic: float) -
         memory=tuple(m * 100 for m in memory if m is not None),
         device_memory=tuple(m * 100 for m in device_memory if m is not None),
         wake=entry.woken,
+        external=external(state, entry.model, monotonic),
     )
+
+
+def external(state: ControllerState, model: Model, monotonic: float) -> tuple[External, ...]:
+    """What Prometheus says of the model's metrics; what is older than three periods is missing."""
+    terms = state.fleet.spec.prometheus if state.fleet is not None else None
+    found = []
+    for metric in model.spec.scaling.metrics:
+        if metric.query is None or metric.name is None:
+            continue
+        answer = state.answers.get(metric.query)
+        if terms is None:
+            found.append(External(metric.name, None, "the fleet declares no spec.prometheus.url"))
+        elif answer is None:
+            found.append(External(metric.name, None, "Prometheus has not been asked yet"))
+        elif answer.value is None or monotonic - answer.at > STALE_PERIODS * terms.period_seconds:
+            old = "" if answer.value is None else f" for {monotonic - answer.at:.0f} s"
+            found.append(External(metric.name, None, f"Prometheus gives no answer{old}: {answer.error or 'too slow'}"))
+        else:
+            found.append(External(metric.name, answer.value))
+    return tuple(found)
 
 
 def _cores(state: ControllerState, model: Model, replica: Replica) -> float:

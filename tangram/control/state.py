@@ -72,6 +72,18 @@ class ModelState:
         return times[len(times) // 2] if times else None
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Prometheus' answer to a query."""
+
+    value: float | None
+    """The last that it gave; None before the first."""
+    at: float
+    """When that was, on the monotonic clock."""
+    error: str = ""
+    """Why there is none that is newer."""
+
+
 @dataclass(slots=True)
 class ControllerState:
     """All of it. `replicas` holds what is on record; `statuses` what the node last saw."""
@@ -83,6 +95,8 @@ class ControllerState:
     replicas: dict[str, Replica] = field(default_factory=dict)
     statuses: Mapping[str, InstanceStatus] = field(default_factory=dict)
     ordinals: dict[str, int] = field(default_factory=dict)
+    answers: dict[str, Answer] = field(default_factory=dict)
+    """By query: what Prometheus said last."""
     advise: bool = False
     """Whether the whole fleet is in advisory mode."""
     oversold: tuple[str, ...] = ()

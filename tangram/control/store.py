@@ -64,6 +64,11 @@ MIGRATIONS: Final = (
         PRIMARY KEY (epoch, tenant, model, what)
     ) WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE memories (
+        model TEXT PRIMARY KEY, revision TEXT NOT NULL, at REAL NOT NULL, record TEXT NOT NULL
+    );
+    """,
 )
 
 #: Revisions kept a model.
@@ -97,6 +102,16 @@ class StoredRevision:
     created_at: float
     failed: str = ""
     """Why it was rolled back."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMemory:
+    """What was learned of a model."""
+
+    revision: str
+    """It was then."""
+    at: float
+    record: str
 
 
 class Store:
@@ -181,8 +196,24 @@ class Store:
 
     def delete_model(self, name: str) -> None:
         """Drop a spec."""
-        for table, column in (("models", "name"), ("revisions", "model"), ("rollouts", "model")):
+        tables = (("models", "name"), ("revisions", "model"), ("rollouts", "model"), ("memories", "model"))
+        for table, column in tables:
             self._db.execute(f"DELETE FROM {table} WHERE {column} = ?", (name,))
+
+    # --- what was learned ---
+
+    def memories(self) -> dict[str, StoredMemory]:
+        """By model."""
+        rows = self._db.execute("SELECT model, revision, at, record FROM memories")
+        return {model: StoredMemory(*rest) for model, *rest in rows}
+
+    def put_memory(self, model: str, memory: StoredMemory) -> None:
+        """Record what was learned of a model."""
+        self._db.execute(
+            "INSERT INTO memories VALUES (?, ?, ?, ?) ON CONFLICT (model) DO UPDATE"
+            " SET revision = excluded.revision, at = excluded.at, record = excluded.record",
+            (model, memory.revision, memory.at, memory.record),
+        )
 
     # --- revisions and rollouts ---
 

@@ -11,7 +11,16 @@ from zoneinfo import ZoneInfo
 from autoscaler.defaults import RulesSpec, behavior
 from autoscaler.quota import Claim
 from autoscaler.schedule import bounds
-from autoscaler.types import MetricTarget, Objective, RatePolicy, Recommendation, ScalingPolicy, Schedule
+from autoscaler.types import (
+    ExternalTarget,
+    MetricName,
+    MetricTarget,
+    Objective,
+    RatePolicy,
+    Recommendation,
+    ScalingPolicy,
+    Schedule,
+)
 from gateway import wire
 from gateway.counts import COLUMNS
 from gateway.wire import EndpointEntry, ModelEntry
@@ -19,10 +28,17 @@ from packer.inventory import Device, Inventory, Node, SliceRequest
 from packer.mix import Mix, Shape, shape_of
 from tangram.core.keys import Key
 from tangram.core.replica import Phase, Replica
-from tangram.spec import Fleet, Model, RequestLimits, RuntimeKind, ScalingMode, ScalingRules, Tenant
+from tangram.spec import Fleet, MetricType, Model, RequestLimits, RuntimeKind, ScalingMode, ScalingRules, Tenant
 
 #: Label of a virtual device: thousandths of a CPU core that stand for its whole compute.
 CORES_LABEL: Final = "tangram.dev/cores"
+#: Metrics that are measured here.
+_METRICS: Final[Mapping[MetricType, MetricName]] = {
+    MetricType.CPU: "cpu",
+    MetricType.MEMORY: "memory",
+    MetricType.DEVICE_MEMORY: "deviceMemory",
+    MetricType.CONCURRENCY: "concurrency",
+}
 
 
 def inventory(fleet: Fleet | None, discovered: Sequence[Device] = ()) -> Inventory:
@@ -96,7 +112,10 @@ def scaling_policy(model: Model, *, advise: bool = False, most_boost: float = ma
         max_replicas=scaling.max_replicas,
         target_qps=scaling.target_qps,
         mode=scaling.mode.value,
-        metrics=tuple(MetricTarget(m.type.value, m.target) for m in scaling.metrics),
+        metrics=tuple(MetricTarget(_METRICS[m.type], m.target) for m in scaling.metrics if m.type in _METRICS),
+        external=tuple(
+            ExternalTarget(m.name, m.target, m.target_type.value) for m in scaling.metrics if m.name is not None
+        ),
         behavior=behavior(_rules(scaling.behavior.scale_up), _rules(scaling.behavior.scale_down)),
         idle_s=scaling.idle_seconds,
         concurrency_limit=model.spec.traffic.concurrency_per_replica,

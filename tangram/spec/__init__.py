@@ -9,7 +9,7 @@ text names the document, the path of the field, the value and the mend, and both
 
 from tangram.spec.base import API_VERSION, Metadata, Name, NonNegative, Percent, Positive, SpecError
 from tangram.spec.documents import Documents, clashes, explain_validation, load_documents, parse_documents, read_yaml
-from tangram.spec.fleet import DeviceSpec, Fleet, FleetSpec, GatewaySpec, NodeSpec, TotalQueue
+from tangram.spec.fleet import DeviceSpec, Fleet, FleetSpec, GatewaySpec, NodeSpec, PrometheusSpec, TotalQueue
 from tangram.spec.model import Model, ModelSpec
 from tangram.spec.quantity import MiB, MilliCPU, parse_quantity
 from tangram.spec.rollout import CanaryStep, Rollout
@@ -27,6 +27,7 @@ from tangram.spec.scaling import (
     ScalingRules,
     Schedule,
     SelectPolicy,
+    TargetType,
 )
 from tangram.spec.slices import DeviceSelector, Mechanism, SliceMemory, SliceSpec
 from tangram.spec.tenant import KeyHash, RequestLimits, Tenant, TenantSpec
@@ -66,6 +67,7 @@ __all__ = [
     "Percent",
     "PolicyType",
     "Positive",
+    "PrometheusSpec",
     "Protocol",
     "Queue",
     "Readiness",
@@ -86,6 +88,7 @@ __all__ = [
     "SpecError",
     "SplitTarget",
     "Sticky",
+    "TargetType",
     "Tenant",
     "TenantSpec",
     "TotalQueue",

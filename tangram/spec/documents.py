@@ -52,7 +52,7 @@ _UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG,
 
 
 def read_yaml(path: Path) -> list[Any]:
-    """The raw documents of a YAML file, with relative paths in `runtime` made absolute against the file's folder.
+    """The raw documents of a YAML file, with relative paths made absolute against the file's folder.
 
     Raises SpecError when the file cannot be read or is not YAML.
     """
@@ -82,6 +82,9 @@ def read_yaml(path: Path) -> list[Any]:
                 if isinstance(value := runtime.get(key), str) and value:
                     runtime[key] = str(base / value)
             runtime.setdefault("workingDir", str(base))
+        prometheus = _dig(document, "spec", "prometheus")
+        if isinstance(prometheus, dict) and isinstance(file := prometheus.get("bearerTokenFile"), str) and file:
+            prometheus["bearerTokenFile"] = str(base / file)
     return documents
 
 

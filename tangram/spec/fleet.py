@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from tangram.spec.base import API_VERSION, Doc, Metadata, Name, refuse_twice
 from tangram.spec.quantity import MiB, MilliCPU, mib_text
@@ -86,9 +86,22 @@ class GatewaySpec(Doc):
     queue: TotalQueue = TotalQueue()
 
 
+class PrometheusSpec(Doc):
+    """The server that metrics of type `prometheus` are asked of."""
+
+    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s/]+[^\s]*$", max_length=1000)]
+    """Where its API is, without `/api/v1`; for example http://127.0.0.1:9090."""
+    period_seconds: Annotated[float, Field(ge=1, le=3600)] = 15.0
+    """Between two times that it is asked. What is older than three of them is not used."""
+    timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 5.0
+    bearer_token_file: str | None = None
+    """Sent as `Authorization: Bearer`; read each time, relative to the fleet's file."""
+
+
 class FleetSpec(Doc):
     nodes: Annotated[tuple[NodeSpec, ...], Field(min_length=1)]
     gateway: GatewaySpec = GatewaySpec()
+    prometheus: PrometheusSpec | None = None
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:

@@ -10,10 +10,18 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from autoscaler.schedule import latest, parse
-from tangram.spec.base import Doc, NonNegative, Positive
+from tangram.spec.base import Doc, Name, NonNegative, Positive
 
 #: Replicas of one model at most: a slip of the finger must not have the planner place a billion.
 MAX_REPLICAS: Final = 10_000
+#: Names that decisions give other reasons than a query.
+_SIGNALS: Final = frozenset(
+    (
+        *("qps", "capacity", "concurrency", "cpu", "memory", "queue"),
+        *("min", "max", "schedule", "fixed", "idle", "timer", "wake"),
+        *("hold", "stabilization", "behavior", "tolerance", "advisory"),
+    )
+)
 #: From where it is looked whether a cron expression has ever fired.
 _ANY_DAY: Final = datetime(2030, 1, 1)  # noqa: DTZ001 (days are the same in every zone)
 
@@ -27,15 +35,38 @@ class MetricType(StrEnum):
     """Percent of `slice.memory.request` in use."""
     CONCURRENCY = "concurrency"
     """Requests in flight and queued, a replica."""
+    PROMETHEUS = "prometheus"
+    """What the fleet's Prometheus answers to `query`."""
+
+
+class TargetType(StrEnum):
+    AVERAGE_VALUE = "AverageValue"
+    """The query gives a sum over all replicas; the target is what one replica should have of it."""
+    VALUE = "Value"
+    """The query gives a level that more replicas lower, such as a mean; the target is where it should be."""
 
 
 class Metric(Doc):
     type: MetricType
     target: Positive
     """Percent, or requests for `concurrency`: the mean a ready replica should not exceed."""
+    name: Name | None = None
+    """Of type `prometheus`: what the metric is called wherever it is shown."""
+    query: Annotated[str, StringConstraints(min_length=1, max_length=4000)] | None = None
+    """Of type `prometheus`: PromQL that gives a single number."""
+    target_type: TargetType = TargetType.AVERAGE_VALUE
+    """Of type `prometheus`: what the target is compared with."""
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
+        if self.type is MetricType.PROMETHEUS:
+            if self.query is None or self.name is None:
+                raise ValueError("type prometheus needs name and query; give both")
+            if self.name in _SIGNALS:
+                raise ValueError(f"name {self.name!r} is a signal of Tangram's own; give another")
+            return self
+        if self.query is not None or self.name is not None:
+            raise ValueError(f"name and query belong to type prometheus, not to {self.type.value}; leave them out")
         if self.type is not MetricType.CONCURRENCY and self.target > 100:
             raise ValueError(f"target {self.target:g} is more than 100 percent; give a percent up to 100")
         return self
@@ -160,6 +191,6 @@ class Scaling(Doc):
                 f"replicas {self.replicas} is greater than maxReplicas {self.max_replicas}; "
                 "lower replicas or raise maxReplicas"
             )
-        if len({m.type for m in self.metrics}) != len(self.metrics):
-            raise ValueError("metrics names a type twice; keep one entry of each type")
+        if len({(m.type, m.name) for m in self.metrics}) != len(self.metrics):
+            raise ValueError("metrics names a type twice; keep one entry of each type (prometheus: of each name)")
         return self

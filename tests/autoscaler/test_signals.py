@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from autoscaler.types import MetricTarget, Sample
+from autoscaler.types import External, ExternalTarget, MetricTarget, Sample
 
 
 def reading(recommendation, name):
@@ -142,3 +142,31 @@ def test_missing_parts_are_named(timeline):
         "queue": None,
     }
     assert "CPU is missing" in " ".join(model.last.reasons)
+
+
+def test_an_external_sum_is_shared_among_the_replicas(timeline):
+    model = timeline(ready=2, target_qps=None, external=(ExternalTarget("waiting", 4.0),))
+    model.call(Sample(1.0, 10, external=(External("waiting", 13.0),)))
+
+    waiting = reading(model.last, "waiting")
+    assert (waiting.value, waiting.replicas, model.last.replicas) == (13.0, 4, 4)
+    assert (model.last.signal, waiting.note) == ("waiting", "waiting at 13 at 4 per replica want 4")
+
+
+def test_an_external_level_asks_for_replicas_in_proportion(timeline):
+    model = timeline(ready=4, target_qps=None, external=(ExternalTarget("fill", 0.5, "Value"),))
+    model.call(Sample(1.0, 10, external=(External("fill", 0.7),)))
+    assert model.last.replicas == 6
+
+    low = timeline(ready=4, target_qps=None, external=(ExternalTarget("fill", 0.5, "Value"),))
+    low.call(Sample(1.0, 10, external=(External("fill", 0.2),)))
+    assert reading(low.last, "fill").replicas == 2
+
+
+def test_an_external_metric_that_is_missing_blocks_the_way_down_and_not_up(timeline):
+    model = timeline(ready=4, external=(ExternalTarget("waiting", 4.0),))
+    gone = External("waiting", None, "Prometheus gives no answer: refused")
+    assert set(model.run(200, qps=5, external=(gone,))) == {4}
+    assert model.last.signal == "hold"
+    assert any("waiting is missing: Prometheus gives no answer: refused" in reason for reason in model.last.reasons)
+    assert max(model.run(30, qps=119, external=(gone,))) == 6

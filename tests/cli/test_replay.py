@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -67,3 +69,32 @@ def test_what_is_wrong_is_named(trace: Path, change: dict[str, object], told: st
 def test_an_unknown_policy_is_refused() -> None:
     with pytest.raises(CommandError, match="'best' is not known"):
         policies_of("ours,best")
+
+
+def test_a_picture_of_several_policies(trace: Path) -> None:
+    pytest.importorskip("matplotlib")
+    png = trace.parent / "picture.png"
+    arguments = ["replay", str(trace), "--model", f"{trace.parent}/fleet.yaml#digits", "--policy", "ours,hpa"]
+    ended = CliRunner().invoke(app, [*arguments, "--png", str(png)])
+    assert ended.exit_code == 0, ended.output
+    assert png.read_bytes().startswith(b"\x89PNG")
+    refused = CliRunner().invoke(app, [*arguments, "--png", str(trace.parent / "no" / "picture.png")])
+    assert (refused.exit_code, "--png" in refused.output) == (1, True)
+
+
+def test_without_matplotlib_it_is_said_what_to_install(trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    arguments = ["replay", str(trace), "--model", f"{trace.parent}/fleet.yaml#digits", "--png", "x.png"]
+    ended = CliRunner().invoke(app, arguments)
+    assert (ended.exit_code, "install tangram-serving[plot]" in ended.output) == (1, True)
+
+
+def test_schedules_need_to_know_when_the_trace_began(trace: Path) -> None:
+    window = "schedules: [{start: 0 8 * * *, end: 0 18 * * *, minReplicas: 6}]"
+    (trace.parent / "fleet.yaml").write_text(FLEET.replace("targetQPS: 5", f"targetQPS: 5, {window}"))
+    given = {"trace": trace, "model": f"{trace.parent}/fleet.yaml#digits"}
+    with pytest.raises(CommandError, match="--began: model digits has schedules"):
+        run(ReplayOptions(**given))  # type: ignore[arg-type]
+    _, (open_,) = run(ReplayOptions(**given, began=datetime(2026, 3, 2, 9, tzinfo=UTC)))  # type: ignore[arg-type]
+    _, (closed,) = run(ReplayOptions(**given, began=datetime(2026, 3, 2, 3, tzinfo=UTC)))  # type: ignore[arg-type]
+    assert min(open_.outcome.series.total[60:]) >= 6 > min(closed.outcome.series.total[60:])

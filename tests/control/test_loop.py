@@ -12,16 +12,20 @@ from typing import Any
 import pytest
 
 from autoscaler.policy import State as PolicyState
+from autoscaler.policy import recommend
+from autoscaler.types import Sample, Supply
 from gateway.wire import EndpointCounters, ModelCounters, ModelEntry, Report
 from packer.inventory import Device, Inventory, Node
 from tangram.control import measure, present
 from tangram.control.loop import ControlLoop
-from tangram.control.state import ControllerState, ModelState
-from tangram.control.store import Store
+from tangram.control.memories import recall
+from tangram.control.state import Answer, ControllerState, ModelState, fresh_policy_state
+from tangram.control.store import Store, StoredMemory
+from tangram.core import convert
 from tangram.core.demand import DemandTracker
 from tangram.core.replica import Phase
 from tangram.node.backend import InstancePhase, InstanceStatus, StartError, StartOrder
-from tangram.spec import Model
+from tangram.spec import Fleet, Model
 
 
 class Machine:
@@ -561,3 +565,70 @@ async def test_a_slice_grows_at_once_under_a_step_and_gives_back_when_siblings_a
         await world.turn()
     assert world.state.replicas["digits-1"].loan == 0
     assert world.node.cores["digits-1"] == pytest.approx(0.2)
+
+
+async def test_what_was_learned_survives_a_restart_of_the_controller(world: World) -> None:
+    world.declare(minReplicas=1)
+    asking = Asking(world)
+    await world.turn()
+    world.state.models["digits"].start_times_s.append(12.0)
+    for _ in range(100):
+        world.node.all_ready()
+        asking.second({"digits": 5.0})
+        await world.turn()
+    entry = world.state.models["digits"]
+    assert entry.recommendation is not None and entry.recommendation.capacity is not None
+    stored = world.store.memories()["digits"]
+    assert world.now - stored.at <= 60.0
+
+    again = ModelState(entry.model, 0.0, PolicyState.initial(0.0))
+    recall(again, stored, stored.at + 20.0, 5.0)
+    assert list(again.start_times_s) == [12.0]
+    advice, _ = recommend(convert.scaling_policy(again.model), Supply(1, 0, 0), Sample(0.0, 0), again.policy_state, 5.0)
+    assert advice.capacity == pytest.approx(entry.recommendation.capacity, rel=0.05)
+
+    changed = ModelState(entry.model, 0.0, PolicyState.initial(0.0))
+    recall(changed, replace(stored, revision="00000000"), stored.at + 20.0, 5.0)
+    assert not changed.start_times_s
+    assert changed.policy_state.history.buckets > 0, "who asks does not change with the revision"
+
+
+@pytest.mark.parametrize("record", ["", "[]", "{}", "null", '{"policy": 1, "starts": []}', "[" * 9999])
+async def test_garbage_on_record_is_told_and_forgotten(
+    world: World, record: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.declare()
+    entry = world.state.models["digits"]
+    recall(entry, StoredMemory(entry.model.revision, 0.0, record), 10.0, 5.0)
+    assert "what was learned of digits is not used" in caplog.text
+    assert entry.policy_state == fresh_policy_state("digits", 5.0)
+
+
+async def test_what_prometheus_says_decides_and_its_silence_holds(world: World) -> None:
+    terms = {"url": "http://127.0.0.1:9", "periodSeconds": 10}
+    device = {"name": "gpu-0", "memory": "1Gi", "cores": 1}
+    spec = {"nodes": [{"name": "n", "devices": [device]}], "prometheus": terms}
+    world.state.fleet = Fleet.model_validate({"metadata": {"name": "test"}, "spec": spec})
+    metric = {"type": "prometheus", "name": "waiting", "query": "sum(waiting)", "target": 4}
+    down = {"scaleDown": {"stabilizationWindowSeconds": 0}}
+    world.declare(minReplicas=1, metrics=[metric], behavior=down)
+    asking = Asking(world)
+
+    async def seconds(count: int, value: float | None) -> str:
+        for _ in range(count):
+            if value is not None:
+                world.state.answers["sum(waiting)"] = Answer(value, world.now)
+            asking.second({"digits": 1.0})
+            world.node.all_ready()
+            world.gateway.empty = set(world.phases())
+            await world.turn()
+        entry = world.state.models["digits"]
+        return present.explain_view(world.state, entry, (), world.now, world.now).model_dump_json()
+
+    assert "waiting at 11 at 4 per replica want 3" in await seconds(15, 11.0)
+    assert sum(r.live for r in world.state.replicas.values()) == 3
+    told = await seconds(60, None)
+    assert "Prometheus gives no answer for" in told
+    assert sum(r.live for r in world.state.replicas.values()) == 3, "silence shrinks nothing"
+    await seconds(30, 1.0)
+    assert sum(r.live for r in world.state.replicas.values()) == 1
