@@ -256,7 +256,7 @@ SCENARIOS: Final[Mapping[str, Callable[[Bench], Outcome]]] = {
 DEFAULT: Final = tuple(name for name in SCENARIOS if name != "soak")
 DEFAULT_QUICK: Final = tuple(name for name in DEFAULT if name != "burst")
 #: Many short rounds: what else a machine does changes from one second to the next.
-QUICK: Final = Plan(rounds=5, seconds=0.2, total_s=42, narrow=True)
+QUICK: Final = Plan(rounds=5, seconds=0.2, total_s=36, narrow=True)
 FULL: Final = Plan(rounds=15, seconds=1, total_s=math.inf, narrow=False)
 
 
