@@ -36,7 +36,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from packer.defrag import defragment
+from packer.defrag import LONGEST, defragment
 from packer.inventory import Inventory, Move, NoFit, Placement
 from packer.ledger import Ledger, LedgerError
 from packer.moves import make_room
@@ -354,7 +354,8 @@ class _Draft:
         inventory = self._ledger.inventory()
         movable = self._movable()
         fixed = {p.request.id for p in inventory.placements} - movable.keys()
-        for move in defragment(inventory, mix, fixed=fixed, most=1):
+        # The first of a run; those after it pay by themselves once it is done.
+        for move in defragment(inventory, mix, fixed=fixed, most=min(LONGEST, self._moves_left))[:1]:
             self._move(move, movable, "so that what is left over is of more use")
 
     def _move(self, move: Move, movable: Mapping[str, Replica], why: str) -> None:

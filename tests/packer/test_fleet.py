@@ -16,7 +16,7 @@ from packer.mix import Mix, Shape
 from packer.moves import carry_out, make_room
 from packer.place import place, room
 from packer.tenants import Tenants
-from packer.verify import verify, verify_plan, verify_refusal
+from packer.verify import verify, verify_moves, verify_plan, verify_refusal
 
 SHAPES = (
     Shape(compute=81, cpu_milli=3_000, host_memory_mib=1_000),
@@ -154,6 +154,30 @@ def test_defragmentation_puts_no_siblings_on_one_device() -> None:
     before = small_machines(1, 2)
     alike = tuple(replace(p, request=replace(p.request, group="same")) for p in before.placements)
     assert defragment(replace(before, placements=alike), WHOLE) == []
+
+
+def test_moves_that_pay_only_together_are_made_together() -> None:
+    # Two small slices keep a device from being whole; moving one of them alone gains next to nothing.
+    fleet = Inventory(
+        tuple(Node(f"n{i}") for i in range(3)), tuple(Device(f"n{i}/g", f"n{i}", "T4", 1_000) for i in range(3))
+    )
+
+    def lies(name: str, node: str, compute: int) -> Placement:
+        return Placement(SliceRequest(name, name, 10, compute=compute), f"{node}/g", node)
+
+    before = replace(
+        fleet, placements=(lies("a", "n0", 10), lies("b", "n0", 10), lies("c", "n1", 90), lies("d", "n2", 90))
+    )
+    mix = Mix.of({Shape(compute=100, memory_mib=10, mechanism="virtual"): 1.0})
+    moves = defragment(before, mix)
+    assert {m.instance for m in moves} == {"a", "b"}
+    assert {m.target.device for m in moves} == {"n1/g", "n2/g"}
+    assert verify_moves(before, moves) == []
+    assert defragment(before, mix, most=1) == []
+    assert defragment(before, mix, fixed=("a", "b")) == []
+    # What a run begins pays by itself once the first of it is done.
+    begun = replace(before, placements=(moves[0].target, *(p for p in before.placements if p != moves[0].source)))
+    assert [m.instance for m in defragment(begun, mix, most=1)] == [moves[1].instance]
 
 
 def test_different_devices_on_one_node_have_prices_too() -> None:
