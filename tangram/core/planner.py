@@ -32,7 +32,7 @@ Rules, in the order they are applied to a model:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -320,18 +320,22 @@ class _Draft:
         if refusal.permanent or leaving or self._moves_left <= 0:
             return
         inventory = self._ledger.inventory()
-        movable = self._movable()
-        searched = hash((refusal.request.id.rpartition("-")[0], _lie(inventory), tuple(sorted(movable))))
+        movable, young = self._movable()
+        lie = _lie(inventory)
+        searched = hash((refusal.request.id.rpartition("-")[0], lie, tuple(sorted(movable)), tuple(sorted(young))))
         if attempts.searched == searched:
             return
-        fixed = {p.request.id for p in inventory.placements} - movable.keys()
-        most = min(MOVES_A_PLAN, self._moves_left)
-        found = make_room(inventory, refusal.request, fixed=fixed, most=most, mix=self._observed.mix)
-        if found is None or not found.moves:
+        found = self._search(refusal, inventory, movable)
+        if not found and young and (later := self._search(refusal, inventory, {**movable, **young})):
+            # Nobody loses a replica for what a move will do in a moment.
+            names = ", ".join(sorted(young.keys() & {m.instance for m in later}))
+            self._waiting[model.name] = f"room is being made: {names} may move once ready for {RESIDENCY_S:g} s"
+            return
+        if not found:
             self._attempts[model.name] = replace(self._attempts.get(model.name, attempts), searched=searched)
             return
         moved = []
-        for move in found.moves:
+        for move in found:
             try:
                 self._move(move, movable, f"so that {model.name} fits")
             except LedgerError:
@@ -339,6 +343,13 @@ class _Draft:
                 break
             moved.append(f"{move.instance} from {move.source.device} to {move.target.device}")
         self._waiting[model.name] = f"room is being made: {', '.join(moved)}"
+
+    def _search(self, refusal: NoFit, inventory: Inventory, movable: Collection[str]) -> Sequence[Move]:
+        """Moves of these replicas that let the refused one in; none where there are none."""
+        fixed = {p.request.id for p in inventory.placements}.difference(movable)
+        most = min(MOVES_A_PLAN, self._moves_left)
+        found = make_room(inventory, refusal.request, fixed=fixed, most=most, mix=self._observed.mix)
+        return found.moves if found is not None else ()
 
     def lend(self) -> None:
         """Slices that grow, or are taken back what they had, before anything is started in its place."""
@@ -352,7 +363,7 @@ class _Draft:
         if busy or mix is None or not mix.shapes or any(not r.live or r.replaces for r in self._observed.replicas):
             return
         inventory = self._ledger.inventory()
-        movable = self._movable()
+        movable, _ = self._movable()
         fixed = {p.request.id for p in inventory.placements} - movable.keys()
         # The first of a run; those after it pay by themselves once it is done.
         for move in defragment(inventory, mix, fixed=fixed, most=min(LONGEST, self._moves_left))[:1]:
@@ -366,18 +377,21 @@ class _Draft:
         self._begin(mover, target, f"moves {move.instance} {why}", replaces=move.instance)
         self._moves_left -= 1
 
-    def _movable(self) -> dict[str, Replica]:
-        """Replicas that may move: ready for a while, of the revision wanted, and not in the way of anything else."""
+    def _movable(self) -> tuple[dict[str, Replica], dict[str, Replica]]:
+        """Replicas that may move, and those that may once they have been ready for a while.
+
+        Both are of the revision wanted and not in the way of anything else.
+        """
         touched = {a.replica for a in self._actions if isinstance(a, Drain | Undrain | Stop | Resize)}
-        return {
-            r.name: r
-            for r in self._observed.replicas
-            if r.phase is Phase.READY
-            and r.name not in touched
-            and self._now - r.since >= RESIDENCY_S
-            and r.model in self._desired
-            and r.revision == self._desired[r.model].model.revision
-        }
+        movable: dict[str, Replica] = {}
+        young: dict[str, Replica] = {}
+        for r in self._observed.replicas:
+            wanted = self._desired.get(r.model)
+            if r.name in touched or wanted is None or r.revision != wanted.model.revision:
+                continue
+            if r.phase is Phase.READY:
+                (movable if self._now - r.since >= RESIDENCY_S else young)[r.name] = r
+        return movable, young
 
     def _roll(self, want: Desired, new: list[Replica], old: list[Replica], replicas: Sequence[Replica]) -> None:
         count, revision = want.count, want.model.revision

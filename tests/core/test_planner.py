@@ -474,6 +474,7 @@ class TestMoves:
         world = self.world(make_model)
         world.replicas = tuple(replace(r, since=world.now) for r in world.replicas)
         assert world.step(1, large=1) == []
+        assert "may move once ready for 20 s" in world.last.waiting["large"], "so nobody gives up a replica for it"
         assert world.step(planner.RESIDENCY_S) != []
 
     def test_a_move_is_off_when_its_model_wants_fewer(self, make_model: Any) -> None:
