@@ -1,4 +1,4 @@
-"""`python -m benchmarks.packer {inflation|churn|small|mig|latency}`: prints a table, and last one line of JSON."""
+"""`python -m benchmarks.packer {inflation|published|churn|small|mig|latency}`: a table, and last one line of JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.packer", description=__doc__)
-    parser.add_argument("benchmark", choices=("inflation", "churn", "small", "mig", "latency"))
+    parser.add_argument("benchmark", choices=("inflation", "published", "churn", "small", "mig", "latency"))
     parser.add_argument("--data", type=Path, help="folder with the trace (node and pod lists)")
     parser.add_argument("--trace", nargs="+", help="traces by name; all that have a reference by default")
     parser.add_argument("--seeds", type=int, help="how many seeds")
@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("--arrivals", type=int, help="churn: arrivals in a run")
     parser.add_argument("--json", action="store_true", help="print the JSON line only")
     options = parser.parse_args()
-    if options.benchmark in ("inflation", "churn", "latency") and options.data is None:
+    if options.benchmark in ("inflation", "published", "churn", "latency") and options.data is None:
         parser.error(f"{options.benchmark} needs --data, the folder of the trace")
     module = importlib.import_module(f"benchmarks.packer.{options.benchmark}")
 

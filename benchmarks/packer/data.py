@@ -69,7 +69,7 @@ def load_of(shape: Shape) -> int:
 
 
 def resampled(trace: Trace, percent: float, rng: Random) -> list[Shape]:
-    """The paper's workload: pods drawn with replacement until their GPU demand reaches percent of the capacity."""
+    """Pods drawn with replacement until their GPU demand reaches percent of the capacity."""
     pool = list(trace.pods)
     rng.shuffle(pool)
     goal, total, drawn = percent * trace.devices, 0, []

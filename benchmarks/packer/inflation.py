@@ -7,7 +7,7 @@ of any pod. The bound is the linear programme's, for which pods that no node cou
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from statistics import mean
 from typing import Any, Final
@@ -17,6 +17,7 @@ from benchmarks.packer.data import Trace, load, load_of, resampled
 from packer.adaptive import Adaptive
 from packer.bounds import zero_refusal
 from packer.engine import Engine, Policy
+from packer.mix import Shape
 
 TRACES: Final = (
     "default",
@@ -44,13 +45,13 @@ POLICIES: Final[dict[str, Callable[[Trace, int], Policy]]] = {
 RIVALS: Final = ("first-fit", "best-fit", "fgd")
 
 
-def replay(trace: Trace, policy: Policy, seed: int) -> tuple[float, float]:
+def replay(trace: Trace, policy: Policy, pods: Sequence[Shape]) -> tuple[float, float]:
     """(final allocation, load at the first refusal), in percent of the fleet's devices."""
     engine = Engine(trace.racks, policy)
     arrived = placed = 0
     first: float | None = None
     capacity = trace.devices
-    for key, shape in enumerate(resampled(trace, 130, Random(seed))):
+    for key, shape in enumerate(pods):
         spot = engine.best(shape)
         if spot is None:
             if first is None:
@@ -76,7 +77,10 @@ def run(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, An
         say(f"{name}: bound {cap:.2f}")
         rows: dict[str, dict[str, float]] = {}
         for policy in names:
-            runs = [replay(trace, POLICIES[policy](trace, seed), seed) for seed in range(seeds)]
+            runs = [
+                replay(trace, POLICIES[policy](trace, seed), resampled(trace, 130, Random(seed)))
+                for seed in range(seeds)
+            ]
             rows[policy] = {"final": mean(r[0] for r in runs), "first_refusal": mean(r[1] for r in runs)}
             say(f"  {policy:15} final {rows[policy]['final']:6.2f}  first refusal {rows[policy]['first_refusal']:6.2f}")
         traces[name] = {"bound": cap, "policies": rows}
