@@ -34,7 +34,7 @@ class FirstFit(_ByName):
 
 
 class RandomFit(_ByName):
-    """Any node that fits, each alike."""
+    """Any node that fits, each alike, and there any device that does."""
 
     def __init__(self, rng: Random) -> None:
         self._rng = np.random.default_rng(rng.randrange(1 << 30))
@@ -42,7 +42,7 @@ class RandomFit(_ByName):
     def evaluate(self, engine: Engine, column: Column, nodes: Array, fits: Array) -> tuple[Array, Array]:
         # A fresh number for each node at each look; the engine asks only for what changed, so all are asked again.
         column.stamp = -1
-        return self._rng.random(len(nodes)), fits.argmax(1)
+        return self._rng.random(len(nodes)), (self._rng.random(fits.shape) * fits).argmax(1)
 
 
 class BestFit(_ByName):
