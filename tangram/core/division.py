@@ -22,7 +22,7 @@ count as gone otherwise. Models in the middle of a rollout are left alone: they 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
 from typing import Final
@@ -62,7 +62,8 @@ def divide(
         elif replica.phase is Phase.DRAINING:
             draining.setdefault(replica.model, []).append(replica)
     pool = {n: d for n, d in desired.items() if d.claim is not None and _is_settled(d, live.get(n, []))}
-    claims = {n: _relative(d, pool.values()) for n, d in pool.items()}
+    top = max((d.model.spec.priority for d in pool.values()), default=0)
+    claims = {n: _relative(d, top) for n, d in pool.items()}
     if before is not None and (standing := _standing(before, claims, live, draining, now)) is not None:
         return standing
     others = [r.placement for n, there in live.items() if n not in pool for r in there]
@@ -135,10 +136,9 @@ def _is_settled(want: Desired, live: Sequence[Replica]) -> bool:
     return not want.canary and not moving and all(r.revision == want.model.revision for r in live)
 
 
-def _relative(want: Desired, among: Iterable[Desired]) -> Claim:
+def _relative(want: Desired, top: int) -> Claim:
     """The claim with its priority below the highest, so that weights of two to its power stay finite."""
     assert want.claim is not None
-    top = max(d.model.spec.priority for d in among)
     return replace(want.claim, wanted=want.count, priority=want.model.spec.priority - top)
 
 
