@@ -103,6 +103,25 @@ def _place_by_mix(
     ]
 
 
+def place_into(occupancy: Occupancy, request: SliceRequest) -> Placement | None:
+    """A place for one slice in what a working copy has free, by the same score; for trials with many steps.
+
+    The copy is not changed: `occupancy.add` takes the place. None where no Device has room.
+    """
+    check_request(request)
+    if request.devices > 1:
+        tallies, nodes = occupancy.devices.values(), occupancy.nodes.values()
+        there = Inventory(
+            tuple(n.node for n in nodes), tuple(t.device for t in tallies), tuple(occupancy.holders.values())
+        )
+        found = place(there, [request])[0]
+        return found if isinstance(found, Placement) else None
+    if request.mechanism == "mig":
+        return place_mig(occupancy, request)
+    largest = max((t.device.usable_mib for t in occupancy.devices.values()), default=1)
+    return _place_one(occupancy, request, max(1, largest))
+
+
 def room(inventory: Inventory, request: SliceRequest) -> int:
     """How many Instances with this request would fit, one beside the other, into what is free.
 

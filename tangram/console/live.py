@@ -14,7 +14,9 @@ from tangram.control.views import DeviceView, ModelView, ReplicaView, StatusView
 
 _BAR: Final = 10
 _CALM: Final = frozenset({"Ready", "ScaledToZero"})
-_TROUBLED: Final = frozenset({"CrashLoopBackOff", "Unready", "NoFit", "NoReplicaReady", "ProgressDeadlineExceeded"})
+_TROUBLED: Final = frozenset(
+    {"CrashLoopBackOff", "Unready", "NoFit", "NoReplicaReady", "ProgressDeadlineExceeded", "Shared"}
+)
 
 
 def picture(

@@ -277,7 +277,7 @@ def _summary(state: ControllerState, entry: ModelState, monotonic: float) -> str
     there = f"{ready} ready" + (f", {starting} on the way" if starting else "")
     count = f"{wanted.replicas} wanted, decided by {wanted.signal}"
     if wanted.advisory:
-        count = f"would be {wanted.replicas}, decided by {wanted.signal}; advisory, so {entry.wanted or 0} are kept"
+        count = f"would be {wanted.replicas}, decided by {wanted.signal}; advisory, so it stays at {entry.wanted or 0}"
     text = f"{seen}; {count}; {there}"
     if entry.latest and entry.latest.shared:
         text += f"; {entry.latest.shared}"

@@ -11,6 +11,7 @@ import asyncio
 import json
 import logging
 import math
+import os
 from pathlib import Path
 from typing import Any, Final
 
@@ -85,6 +86,10 @@ class Prometheus:
             self._failed(query, str(error))
         except TimeoutError:
             self._failed(query, f"nothing came within {terms.timeout_seconds:g} s")
+        except aiohttp.ClientConnectorError as error:
+            code = error.os_error.errno or 0
+            why = os.strerror(code) if code > 0 else str(error.os_error.strerror)
+            self._failed(query, f"cannot connect to {error.host}:{error.port}: {why}")
         except (aiohttp.ClientError, OSError, ValueError) as error:
             self._failed(query, str(error) or type(error).__name__)
         else:

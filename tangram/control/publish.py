@@ -46,6 +46,8 @@ def _unavailable(state: ControllerState, entry: ModelState, outcome: plans.Plan,
     name = entry.model.name
     if state.count(name, Phase.READY, Phase.STARTING):
         return None
+    if entry.recommendation is not None and entry.recommendation.advisory and not entry.wanted:
+        return f"advisory mode keeps it at zero; `tangram set {name} --replicas 1` starts it"
     refusals: Sequence[NoFit] = outcome.refusals.get(name, ())
     if refusals:
         return f"no room: {refusals[0]}"

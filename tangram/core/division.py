@@ -22,7 +22,7 @@ count as gone otherwise. Models in the middle of a rollout are left alone: they 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
 from typing import Final
@@ -33,7 +33,7 @@ from packer.fit import windows
 from packer.inventory import Inventory, Placement, SliceRequest
 from packer.mix import Shape, shape_of
 from packer.occupancy import Occupancy
-from packer.place import place
+from packer.place import place_into
 from tangram.core.convert import slice_request
 from tangram.core.plans import Desired, Division, Share
 from tangram.core.replica import Phase, Replica, victims
@@ -62,7 +62,8 @@ def divide(
         elif replica.phase is Phase.DRAINING:
             draining.setdefault(replica.model, []).append(replica)
     pool = {n: d for n, d in desired.items() if d.claim is not None and _is_settled(d, live.get(n, []))}
-    claims = {n: _relative(d, pool.values()) for n, d in pool.items()}
+    top = max((d.model.spec.priority for d in pool.values()), default=0)
+    claims = {n: _relative(d, top) for n, d in pool.items()}
     if before is not None and (standing := _standing(before, claims, live, draining, now)) is not None:
         return standing
     others = [r.placement for n, there in live.items() if n not in pool for r in there]
@@ -135,10 +136,9 @@ def _is_settled(want: Desired, live: Sequence[Replica]) -> bool:
     return not want.canary and not moving and all(r.revision == want.model.revision for r in live)
 
 
-def _relative(want: Desired, among: Iterable[Desired]) -> Claim:
+def _relative(want: Desired, top: int) -> Claim:
     """The claim with its priority below the highest, so that weights of two to its power stay finite."""
     assert want.claim is not None
-    top = max(d.model.spec.priority for d in among)
     return replace(want.claim, wanted=want.count, priority=want.model.spec.priority - top)
 
 
@@ -247,9 +247,15 @@ class _Trial:
     ) -> None:
         self._requests = requests
         self._there = there
-        self._fleet = empty
         self._held = Occupancy(empty)
+        self._around = Occupancy(empty)
+        """With what runs and nobody has been granted."""
+        for placements in there.values():
+            for placement in placements:
+                self._around.add(placement)
         self._full: set[Shape] = set()
+        self._crowded: set[Shape] = set()
+        """Shapes that fit only in place of what runs."""
         self._displaced: set[str] = set()
         self.counts = dict.fromkeys(requests, 0)
         self._kept: set[str] = set()
@@ -261,7 +267,7 @@ class _Trial:
         left = next((p for p in there if p.request.id not in self._displaced), None)
         if left is not None:
             if not self._has_room(left):
-                self._displaced.add(left.request.id)
+                self._leave(left)
                 return self.one_more(name)
             self._held.add(left)
             self._kept.add(left.request.id)
@@ -277,34 +283,38 @@ class _Trial:
         request = replace(self._requests[name], id=f"{name}-new{self.counts[name]}")
         if (shape := shape_of(request)) in self._full:
             return False
-        held = replace(self._fleet, placements=tuple(self._held.holders.values()))
-        gone = self._kept | self._displaced
-        idle = tuple(p for there in self._there.values() for p in there if p.request.id not in gone)
-        around = replace(held, placements=(*held.placements, *idle))
         # Where all that runs may stay, it does; else it goes in place of what nobody has been granted.
-        for inventory in (around, held) if idle else (held,):
-            found = place(inventory, [request])[0]
-            if isinstance(found, Placement):
-                self._held.add(found)
-                self._places[name] += (found,)
-                self._displace(found, idle)
-                return True
-        self._full.add(shape)
-        return False
+        if (found := None if shape in self._crowded else place_into(self._around, request)) is None:
+            self._crowded.add(shape)
+            found = place_into(self._held, request)
+        if found is None:
+            self._full.add(shape)
+            return False
+        self._held.add(found)
+        self._displace(found)
+        self._around.add(found)
+        self._places[name] += (found,)
+        return True
 
-    def _displace(self, new: Placement, idle: Sequence[Placement]) -> None:
+    def _displace(self, new: Placement) -> None:
         """Of what nobody has been granted, what has no room beside the new one is gone."""
+        host = self._around.nodes.get(new.node)
+        near = {i for t in (host.devices if host is not None else ()) for i in t.requests}
+        idle = [self._around.holders[i] for i in sorted(near) if i not in self._held.holders]
         beside = []
         for placement in idle:
-            if placement.node != new.node:
-                continue
             if self._has_room(placement):
                 self._held.add(placement)
                 beside.append(placement.request.id)
             else:
-                self._displaced.add(placement.request.id)
+                self._leave(placement)
         for name in beside:
             self._held.remove(name)
+
+    def _leave(self, placement: Placement) -> None:
+        self._displaced.add(placement.request.id)
+        self._around.remove(placement.request.id)
+        self._crowded.clear()
 
     def _has_room(self, placement: Placement) -> bool:
         """Whether what runs there still does beside what is held. That it may run there at all is not asked again."""

@@ -39,6 +39,7 @@ from typing import Final
 from packer.defrag import LONGEST, defragment
 from packer.inventory import Inventory, Move, NoFit, Placement
 from packer.ledger import Ledger, LedgerError
+from packer.mix import Shape, shape_of
 from packer.moves import make_room
 from packer.place import place, room
 from tangram.core.convert import slice_request
@@ -138,6 +139,8 @@ class _Draft:
         self._ordinals = dict(observed.next_ordinal)
         self._moves_left = MOVES_AN_HOUR - observed.moves_lately
         self._desired: dict[str, Desired] = {}
+        self._full: dict[Shape, NoFit] = {}
+        """Why slices of a shape find no place."""
 
     def finish(self) -> Plan:
         actions = with_repartitions(self._actions, [r.placement for r in self._observed.replicas])
@@ -256,6 +259,13 @@ class _Draft:
             return 0
         if want.dealt is not None:
             return self._start_dealt(want, want.dealt.places[:missing])
+        shape = shape_of(slice_request(model, model.name))
+        if (full := self._full.get(shape)) is not None:
+            # Within a plan nothing is given back: what had no room for a slice like this has none now.
+            again = replace(full, request=slice_request(model, f"{model.name}-{self._ordinals.get(model.name, 1)}"))
+            self._refusals[model.name] = (again,) * missing
+            self._make_room(model, again, attempts)
+            return 0
         avoid = frozenset(d for d, until in attempts.avoid.items() if until > self._now)
         inventory = self._ledger.inventory()
         # One more than there is room for tells why the rest found no place.
@@ -271,6 +281,7 @@ class _Draft:
                 self._begin(model, outcome, want.wanted)
                 started += 1
         if refusal is not None:
+            self._full[shape] = refusal
             self._refusals[model.name] = (refusal,) * (missing - started)
             self._make_room(model, refusal, attempts)
         return started

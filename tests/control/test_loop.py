@@ -457,6 +457,7 @@ async def test_a_whole_fleet_may_be_advised(world: World) -> None:
     assert world.phases() == {}
     assert world.state.models["digits"].recommendation is not None
     assert world.state.models["digits"].recommendation.replicas == 1
+    assert "tangram set digits --replicas 1" in str(world.gateway.table["digits"].unavailable)
 
 
 class Asking:
