@@ -19,7 +19,7 @@ import numpy as np
 from autoscaler.baselines import Hpa, Kpa, Ray, Threshold
 from autoscaler.replay import Ours
 from autoscaler.simulate import View, Workload, draw
-from benchmarks.autoscaler import scenarios
+from benchmarks.autoscaler import quota, scenarios
 from benchmarks.autoscaler.cells import CASES, load
 from benchmarks.autoscaler.scenarios import Bar
 
@@ -119,7 +119,7 @@ def main() -> None:
         "faults": lambda: scenarios.faults(data, first, quick=quick),
         "step": lambda: scenarios.step(first, quick=quick),
         "timers": lambda: scenarios.timers(first, quick=quick),
-        "quota": lambda: scenarios.shared_quota(first, quick=quick),
+        "quota": lambda: quota.shared_quota(first, quick=quick),
         "scale": lambda: scenarios.thousand_models(quick=quick),
     }
     for name in SCENARIOS:

@@ -16,10 +16,8 @@ from autoscaler.baselines import Kpa
 from autoscaler.defaults import behavior
 from autoscaler.oracle import reference
 from autoscaler.policy import recommend
-from autoscaler.quota import Claim, share
 from autoscaler.replay import Ours
 from autoscaler.simulate import Faults, Outcome, Requests, Starts, View, Workload, draw, simulate
-from autoscaler.staffing import late_share, replicas_for
 from autoscaler.state import State
 from autoscaler.trace import Trace
 from autoscaler.types import Sample, ScalingPolicy, Supply
@@ -234,66 +232,6 @@ class _ToZero:
         if view.now - self._quiet_from >= 90.0:
             return 0
         return self._inner(view)
-
-
-def shared_quota(seed: int, *, quick: bool) -> dict[str, Bar]:
-    """Ten models with shifted peaks, 45 replicas for all peaks, and fewer there are: 4 hours, by formula, every 10 s.
-
-    Late is what waits for more than a second where a model has enough on average (staffing.py); where it has not, what
-    exceeds it and half of all.
-    """
-    rng = np.random.default_rng(seed)
-    seconds, tick = 4 * 3600, 60 if quick else 10
-    models = 10
-    capacity, slots = 20.0, 8
-    rates = np.zeros((models, seconds // tick))
-    t = np.arange(seconds // tick) * tick
-    for m in range(models):
-        peak = (4.5 if m % 2 else 3.7) * capacity * rng.uniform(0.95, 1.0)
-        phase = 2 * np.pi * m / models
-        rates[m] = peak * (0.75 + 0.25 * np.sin(2 * np.pi * t / 3600.0 + phase))
-    bars: dict[str, Bar] = {}
-    for quota in (36,) if quick else (32, 36, 40):
-        late = {way: np.zeros(models) for way in ("ours", "equal", "first come")}
-        suffered = np.zeros(models)
-        held = np.full(models, quota // models)
-        refused = 0
-        for k in range(rates.shape[1]):
-            rate = rates[:, k]
-            wants = [max(1, replicas_for(r, capacity, slots, 1.0, 0.05)) for r in rate]
-            claims = [
-                Claim(str(m), wants[m], float(rate[m]), capacity, slots, suffered=float(suffered[m]))
-                for m in range(models)
-            ]
-            grants = share(claims, quota)
-            refused += sum(grant.refused for grant in grants)
-            ours = np.array([grant.replicas for grant in grants])
-            equal = np.minimum(wants, quota // models)
-            held = np.minimum(held, wants)
-            for m in range(models):
-                held[m] = min(wants[m], held[m] + quota - int(held.sum()))
-            for way, counts in (("ours", ours), ("equal", equal), ("first come", held)):
-                shares = np.array(
-                    [_late_share(float(r), int(n), capacity, slots) for r, n in zip(rate, counts, strict=True)]
-                )
-                late[way] += rate * tick * shares
-                if way == "ours":
-                    suffered += tick / 1000.0 * (shares - suffered)
-        total = rates.sum(axis=1) * tick
-        share_late = {way: 100.0 * late[way] / total for way in late}
-        means = {way: round(float(v.mean()), 2) for way, v in share_late.items()}
-        worst = float(share_late["ours"].max()) / max(1e-9, float(share_late["ours"].mean()))
-        is_less = 2 * means["ours"] <= min(means["equal"], means["first come"])
-        met = (is_less or not refused) and worst <= 3.0
-        bars[f"quota of {quota}"] = Bar(
-            {**means, "worst over mean": round(worst, 2)}, "at least 2x lower (or none refused), worst <= 3x", met
-        )
-    return bars
-
-
-def _late_share(rate: float, replicas: int, capacity: float, slots: int) -> float:
-    missed = rate - replicas * capacity
-    return min(1.0, missed / rate + 0.5) if missed > 0.0 else late_share(rate, replicas, capacity, slots, 1.0)
 
 
 def thousand_models(*, quick: bool) -> dict[str, Bar]:
