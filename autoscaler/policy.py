@@ -24,7 +24,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from autoscaler import behavior as hpa
-from autoscaler import timer
+from autoscaler import keepalive, timer
 from autoscaler.need import boost
 from autoscaler.schedule import bounds
 from autoscaler.signals import Say, Scene, look, read
@@ -237,7 +237,9 @@ def _is_idle(policy: ScalingPolicy, scene: Scene, blind: str) -> bool:
 
 def _idle_s(policy: ScalingPolicy, scene: Scene) -> float:
     """How long silence may last: less where bursts come by the clock, since it is known when the next is due."""
-    return policy.idle_s if scene.state.rhythm is None else min(policy.idle_s, timer.KEEP_S)
+    if scene.state.rhythm is not None and len(scene.state.onsets) >= timer.TRUSTED:
+        return min(policy.idle_s, timer.KEEP_S)
+    return keepalive.keep_s(scene.state.silences, policy.idle_s)
 
 
 def _is_due(state: State, supply: Supply, now: float) -> bool:

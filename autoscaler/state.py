@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple, Self
 
-from autoscaler import capacity, forecast, starts, timer, window
+from autoscaler import capacity, forecast, keepalive, starts, timer, window
 from autoscaler.behavior import History
 from autoscaler.need import REACTION_S
 from autoscaler.types import Sample, Supply
@@ -62,6 +62,8 @@ class State(NamedTuple):
     """Of the onsets."""
     boost: float = 1.0
     boosted_until: float = 0.0
+    silences: keepalive.Silences = ()
+    """How long requests were away before they came again."""
 
     @classmethod
     def initial(cls, now: float, phase: float = 0.0) -> Self:
@@ -116,8 +118,9 @@ def observe(state: State, supply: Supply, sample: Sample, current: int, limit: i
         if begin > silent_until + _SILENCE_GAP_S:
             silent_from = begin
         silent_until = now
-    active_at, onsets, rhythm = state.active_at, state.onsets, state.rhythm
+    active_at, onsets, rhythm, silences = state.active_at, state.onsets, state.rhythm, state.silences
     if is_active(sample):
+        silences = keepalive.remember(silences, now - active_at)
         if now - active_at > timer.SILENCE_S:
             onsets = timer.remember(onsets, now)
             rhythm = timer.rhythm(onsets)
@@ -172,4 +175,5 @@ def observe(state: State, supply: Supply, sample: Sample, current: int, limit: i
         rhythm=rhythm,
         boost=state.boost,
         boosted_until=state.boosted_until,
+        silences=silences,
     )

@@ -23,7 +23,7 @@ from benchmarks.autoscaler import quota, scenarios
 from benchmarks.autoscaler.cells import CASES, load
 from benchmarks.autoscaler.scenarios import Bar
 
-SCENARIOS = ("targets", "faults", "step", "timers", "quota", "scale")
+SCENARIOS = ("targets", "drift", "faults", "step", "timers", "quota", "scale")
 
 
 def _policies(work: Workload, start_s: float) -> dict[str, Callable[[View], int]]:
@@ -116,6 +116,7 @@ def main() -> None:
         bars |= _cell_bars(rows)
     steps: dict[str, Callable[[], dict[str, Bar]]] = {
         "targets": lambda: scenarios.wrong_targets(data, first, quick=quick),
+        "drift": lambda: scenarios.drift(data, first, quick=quick),
         "faults": lambda: scenarios.faults(data, first, quick=quick),
         "step": lambda: scenarios.step(first, quick=quick),
         "timers": lambda: scenarios.timers(first, quick=quick),
