@@ -121,7 +121,9 @@ def need(
         if forecast.high > most and forecast.due > now:
             promised, most = forecast, forecast.high
     staying = rate.value if promised is coming else max(rate.value, most)
-    down = max(up, replicas_for(staying, per_replica, slots, wait_s, LATE_AT_HIGH))
+    down = up
+    if coming is None or staying > coming.high or max_boost > 1.0 or late > LATE_AT_HIGH:
+        down = max(up, replicas_for(staying, per_replica, slots, wait_s, LATE_AT_HIGH))
     known = f"{capacity.rate:.3g} known of a replica ({capacity.low:.3g} for sure)"
     return Need(up, down, planned, f"{words} at {known}")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import tzinfo
-from typing import Literal
+from typing import Literal, NamedTuple
 
 MetricName = Literal["cpu", "memory", "deviceMemory", "concurrency"]
 
@@ -156,8 +156,7 @@ class Sample:
     external: tuple[External, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class SignalReading:
+class SignalReading(NamedTuple):
     """One signal's say."""
 
     name: str
