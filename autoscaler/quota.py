@@ -21,6 +21,8 @@ from heapq import heapify, heappop, heappush
 from autoscaler.staffing import late_share
 
 _WAIT_S = 1.0
+SUFFER_S = 2000.0
+"""Over which `Claim.suffered` is averaged: long, so that models take turns of many minutes; each costs a start."""
 _FAIRNESS = 6.0
 """Times its harm that a model counts more when all its requests were late of late."""
 _STAY = 3.0

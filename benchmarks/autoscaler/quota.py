@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from autoscaler.quota import Claim, share
+from autoscaler.quota import SUFFER_S, Claim, share
 from autoscaler.replay import Ours
 from autoscaler.simulate import Outcome, Requests, Starts, View, Workload, draw
 from autoscaler.staffing import replicas_for
@@ -19,8 +19,8 @@ MODELS = 10
 ALL_PEAKS = 45
 """Replicas with which nobody is ever refused any."""
 START_S = 30.0
-RATE_S, FORGET_S = 30.0, 2000.0
-"""Over which a model's rate, and how often its requests were late, are averaged."""
+RATE_S = 30.0
+"""Over which a model's rate is averaged."""
 _SLOTS, _SERVICE_S, _LATE = 8, 2.0, 0.05
 _BIN_S = 60.0
 _MARGIN = 1.15
@@ -76,7 +76,7 @@ def ours(fleet: _Fleet, wants: list[int]) -> list[int]:
         assert last is not None
         fleet.rates[m] += ((view.sample.arrivals or 0) - fleet.rates[m]) / RATE_S
         is_late = view.sample.queued_now > fleet.rates[m]
-        fleet.suffered[m] += (is_late - fleet.suffered[m]) / FORGET_S
+        fleet.suffered[m] += (is_late - fleet.suffered[m]) / SUFFER_S
         claims.append(
             Claim(
                 str(m),
