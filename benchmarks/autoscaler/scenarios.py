@@ -142,11 +142,16 @@ def drift(data: Path, seed: int, *, quick: bool) -> dict[str, Bar]:
 
 
 def _told(work: Workload, requests: Requests, start_s: float, told_at: float) -> float:
-    """Violations, percent, where three times the replicas are ordered at `told_at`."""
-    scaler, most = Ours(policy(work), start_s), [0]
+    """Violations, percent, of one who notices nothing until `told_at` and then orders three times the replicas."""
+    scaler, most, held = Ours(policy(work), start_s), [0], [0]
+    begins = work.slowdowns[0][0]
 
     def order(view: View) -> int:
         count = scaler(view)
+        if view.now < begins:
+            held[0] = count
+        elif view.now < told_at:
+            return held[0]
         if told_at <= view.now < told_at + 2.0 * start_s:
             most[0] = most[0] or 3 * view.supply.ready
             return max(count, most[0])
