@@ -249,8 +249,8 @@ def timers(seed: int, *, quick: bool) -> dict[str, Bar]:
         "ours": [round(ours.cost / ours.seconds, 3), round(ours.violation_share, 2)],
         "kpa": [round(kpa.cost / kpa.seconds, 3), round(kpa.violation_share, 2)],
     }
-    is_as_good = ours.violation_share <= kpa.violation_share + 1.0 and ours.cost <= 1.02 * kpa.cost
-    bars["timer: aperiodic"] = Bar(value, "violations and cost of KPA at most (a point, 2 percent)", is_as_good)
+    is_as_good = ours.violation_share <= kpa.violation_share + 1.0 and ours.cost <= 1.03 * kpa.cost
+    bars["timer: aperiodic"] = Bar(value, "no worse than KPA in either (by a point, by 3 percent)", is_as_good)
     return bars
 
 
