@@ -95,12 +95,14 @@ def observe(
     # Of what was seen while it drifted, less and less is kept.
     long_s = LONG_S if drifted_at is None else min(LONG_S, max(SHORT_S, now - drifted_at))
     if learned.long.requests >= _PLENTY and ready:
-        watch = drift.observe(watch, completions, busy, full, before, ready, _service_s(learned.long, full))
+        watch = drift.observe(watch, completions, busy, full, in_flight, before, ready, _service_s(learned.long, full))
     long = _add(learned.long, requests, busy, full, math.exp(-seconds / long_s))
     short = _add(learned.short, requests, busy, full, fading)
     change_of_flight = learned.change * fading + in_flight - before
-    if watch.score > drift.ALARM and watch.requests >= _DRIFT_LEAST and drift.has_slowed(watch, in_flight, ready):
-        long = short = _flat(Memory(watch.requests, watch.busy_s, watch.full))
+    if watch.requests >= _DRIFT_LEAST and drift.has_slowed(watch):
+        # What in flight has risen since has been paid for in part, as above.
+        risen = max(0.0, in_flight - watch.flight) / 2.0
+        long = short = _flat(Memory(watch.requests + risen, watch.busy_s, watch.full + risen * full))
         return Learned(long, short, in_flight, 0.0, now, now)
     # While replicas fill or empty, busy time and completions belong to different requests.
     is_level = abs(change_of_flight) < _LEVEL_SHARE * short.requests

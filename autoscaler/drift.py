@@ -6,7 +6,8 @@ second; the sum starts anew where it falls below 0, and past `ALARM` services ha
 since the last start anew are those since the change, most likely, so they tell the new service time.
 
 Services of constant length end late after a rise of the rate: none of those that came with it for s seconds. So half of
-what in flight has risen since the start is counted as completed, and all of it where new replicas took up a queue.
+what in flight has risen is counted as completed, and all of it where new replicas took up a queue; less and less of it
+with time, as the sum falls while nothing has slowed.
 """
 
 from __future__ import annotations
@@ -35,26 +36,37 @@ class Watch(NamedTuple):
     """In flight before."""
     ready: int = 0
     """Replicas, before."""
+    debt: float = 0.0
+    """What of the score a rise of the rate may explain."""
 
 
 def observe(
-    watch: Watch, completions: float, busy_s: float, full: float, before: float, ready: int, service_s: float
+    watch: Watch,
+    completions: float,
+    busy_s: float,
+    full: float,
+    in_flight: float,
+    before: float,
+    ready: int,
+    service_s: float,
 ) -> Watch:
-    """With one report more: `busy_s` request-seconds, `before` the mean in flight over the last one, `service_s` what a
-    request is expected to take."""
-    score, requests, busy, fullness, flight, at_first = watch
-    score += _GAIN * busy_s / service_s - _LOG * completions
+    """With one report more: `busy_s` request-seconds, `in_flight` and `before` the means over it and the one before,
+    `service_s` what a request is expected to take."""
+    score, requests, busy, fullness, flight, at_first, debt = watch
+    due = busy_s / service_s
+    score += _GAIN * due - _LOG * completions
     if score <= 0.0:
         return _CALM
     if not requests and not busy:
         flight, at_first = before, ready
-    return Watch(score, requests + completions, busy + busy_s, fullness + full * completions, flight, at_first)
+    share = 1.0 if ready > at_first else 0.5
+    debt = max(0.0, debt + _LOG * share * (in_flight - before) - (_LOG - _GAIN) * due)
+    return Watch(score, requests + completions, busy + busy_s, fullness + full * completions, flight, at_first, debt)
 
 
 _CALM = Watch()
 
 
-def has_slowed(watch: Watch, in_flight: float, ready: int) -> bool:
+def has_slowed(watch: Watch) -> bool:
     """Whether services take longer, beyond chance and beyond what a rise of the rate explains."""
-    share = 1.0 if ready > watch.ready else 0.5
-    return watch.score - _LOG * share * max(0.0, in_flight - watch.flight) > ALARM
+    return watch.score - watch.debt > ALARM

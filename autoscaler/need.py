@@ -31,7 +31,6 @@ MOST_CATCHING_UP = 1.5
 """Times the replicas that the expected rate needs, at most, to catch up with a backlog."""
 SLOWED_DRAIN_S = 5.0
 """The same after replicas were found to have slowed: their queue is nobody's burst, it grows until more are there."""
-SLOWED_MOST = 1.7
 REACTION_S = 3.0
 """From a change of the rate to a decision."""
 SURPRISE_Z = 3.0
@@ -110,9 +109,10 @@ def need(
     if queued > max(1.0, 0.5 * rate.value):
         level = rate.value if rate.before is None else max(rate.before, certain(rate))
         usual = level if coming is None else min(level, coming.high)
-        drain_s, most = (SLOWED_DRAIN_S, SLOWED_MOST) if has_slowed else (DRAIN_S, MOST_CATCHING_UP)
+        drain_s = SLOWED_DRAIN_S if has_slowed else DRAIN_S
         catching = min(
-            _catch_up(per_replica, level, queued, ready, current, horizon_s, drain_s), most * usual / per_replica + 1.0
+            _catch_up(per_replica, level, queued, ready, current, horizon_s, drain_s),
+            MOST_CATCHING_UP * usual / per_replica + 1.0,
         )
         if catching > up:
             up, words = catching, f"{words} and {queued:.0f} queued"
@@ -121,7 +121,9 @@ def need(
         if forecast.high > most and forecast.due > now:
             promised, most = forecast, forecast.high
     staying = rate.value if promised is coming else max(rate.value, most)
-    down = max(up, replicas_for(staying, per_replica, slots, wait_s, LATE_AT_HIGH))
+    down = up
+    if coming is None or staying > coming.high or max_boost > 1.0 or late > LATE_AT_HIGH:
+        down = max(up, replicas_for(staying, per_replica, slots, wait_s, LATE_AT_HIGH))
     known = f"{capacity.rate:.3g} known of a replica ({capacity.low:.3g} for sure)"
     return Need(up, down, planned, f"{words} at {known}")
 

@@ -24,12 +24,12 @@ from datetime import datetime
 from typing import NamedTuple
 
 from autoscaler import behavior as hpa
-from autoscaler import timer
+from autoscaler import keepalive, timer
 from autoscaler.need import boost
 from autoscaler.schedule import bounds
 from autoscaler.signals import Say, Scene, look, read
 from autoscaler.starts import expected_s
-from autoscaler.state import State, doubt, is_active, observe, standing
+from autoscaler.state import SEEN, State, doubt, is_active, observe, standing
 from autoscaler.types import Behavior, Recommendation, Rules, Sample, ScalingPolicy, Supply
 from autoscaler.window import FULL_SHARE, STABLE_S
 
@@ -70,10 +70,10 @@ def recommend(
         return _asleep(seen, now, policy, window)
     scene = look(policy, supply, sample, seen, current, now)
     says = read(policy, scene)
-    decided = _decide(says, current, policy)
+    verdict = _decide(says, current, policy)
     blind = _blindness(scene, doubted_from)
     idle = not due and _is_idle(policy, scene, blind)
-    verdict = _idle(_hold(decided, current, blind), policy, scene, idle)
+    verdict = _idle(_hold(verdict, current, blind), policy, scene, idle)
 
     highs, lows, judged_at = seen.highs, seen.lows, seen.judged_at
     if judged_at is None:
@@ -106,17 +106,8 @@ def recommend(
         advisory=policy.advisory,
         window=window,
     )
-    return recommendation, seen._replace(
-        wanted=verdict.wanted,
-        highs=highs,
-        lows=lows,
-        events=events,
-        judged_at=judged_at,
-        doubted_from=doubted_from,
-        carried=scene.carried,
-        boost=boosted,
-        boosted_until=boosted_until,
-    )
+    decided = (highs, lows, events, judged_at, doubted_from, scene.carried, boosted, boosted_until)
+    return recommendation, State._make((*seen[:SEEN], verdict.wanted, *decided))
 
 
 def _scheduled(policy: ScalingPolicy, supply: Supply, state: State, at: datetime | None) -> tuple[ScalingPolicy, str]:
@@ -237,7 +228,9 @@ def _is_idle(policy: ScalingPolicy, scene: Scene, blind: str) -> bool:
 
 def _idle_s(policy: ScalingPolicy, scene: Scene) -> float:
     """How long silence may last: less where bursts come by the clock, since it is known when the next is due."""
-    return policy.idle_s if scene.state.rhythm is None else min(policy.idle_s, timer.KEEP_S)
+    if scene.state.rhythm is not None and len(scene.state.onsets) >= timer.TRUSTED:
+        return min(policy.idle_s, timer.KEEP_S)
+    return keepalive.keep_s(scene.state.silences, policy.idle_s)
 
 
 def _is_due(state: State, supply: Supply, now: float) -> bool:

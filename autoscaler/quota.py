@@ -1,9 +1,10 @@
 """Whom to serve when all models together want more replicas than there are.
 
 Each model has a value for its n-th replica: the harm that it takes away. The harm at n replicas is the rate of requests
-that come too late, from staffing.py where n suffices on average; where n does not, all that exceeds it and, as waiting
-spreads to the rest, half of what is left of them. It is weighed by priority (2 to the power of it) and by what the
-model suffered of late, so that none is always the last.
+that come too late, from staffing.py where n suffices on average; where n does not, nearly all, since the queue grows
+until everybody waits. What waits already adds to the rate, as it has to be served too. The harm is weighed by priority
+(2 to the power of it) and by what the model suffered of late, so that none is always the last; and harm done anew, by
+taking replicas that a model holds, counts several times, since who gets them gains only a start and a queue later.
 
 Every model that wants any gets its min first, or one, highest priority first. What is left goes where the least harm
 remains in all. A model that cannot be served in full does hardly better with one replica more, so this is a
@@ -20,8 +21,15 @@ from heapq import heapify, heappop, heappush
 from autoscaler.staffing import late_share
 
 _WAIT_S = 1.0
-_FAIRNESS = 1.0
-_WAITING = 0.5
+SUFFER_S = 2000.0
+"""Over which `Claim.suffered` is averaged: long, so that models take turns of many minutes; each costs a start."""
+_FAIRNESS = 6.0
+"""Times its harm that a model counts more when all its requests were late of late."""
+_STAY = 3.0
+"""Times that harm counts more where it comes from taking replicas away."""
+_DRAIN_S = 180.0
+"""In which what waits is to be served."""
+_WAITING = 0.95
 """Share of a model's requests that wait too long as soon as it has less than it needs."""
 _MOST_EXACT = 200_000
 """Replicas wanted x replicas there, up to which the division is exact."""
@@ -43,6 +51,10 @@ class Claim:
     """minReplicas."""
     suffered: float = 0.0
     """Share of its requests that were late of late, 0 to 1."""
+    held: int = 0
+    """Replicas that it has."""
+    queued: float = 0.0
+    """Requests that wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +71,13 @@ class Grant:
 def harm(claim: Claim, replicas: int) -> float:
     """Requests per second that come too late with so many replicas."""
     served = replicas * claim.capacity
+    rate = claim.rate + claim.queued / _DRAIN_S
     if served <= 0.0:
-        return claim.rate
-    if claim.rate < served:
-        late = late_share(claim.rate, replicas, claim.capacity, claim.slots, _WAIT_S)
-        return claim.rate * min(late, _WAITING)
-    return min(claim.rate, claim.rate - served + _WAITING * claim.rate)
+        return rate
+    if rate < served:
+        late = late_share(rate, replicas, claim.capacity, claim.slots, _WAIT_S)
+        return rate * min(late, _WAITING)
+    return min(rate, rate - served + _WAITING * rate)
 
 
 def values(claim: Claim) -> list[float]:
@@ -86,7 +99,9 @@ def weight(claim: Claim) -> float:
 
 
 def _weighed(claim: Claim) -> list[float]:
-    return [weight(claim) * harm(claim, n) for n in range(claim.wanted + 1)]
+    harms = [harm(claim, n) for n in range(claim.wanted + 1)]
+    now = harms[min(claim.held, claim.wanted)]
+    return [weight(claim) * (late + _STAY * max(0.0, late - now)) for late in harms]
 
 
 def share(claims: Sequence[Claim], replicas: int) -> list[Grant]:

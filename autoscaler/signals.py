@@ -160,10 +160,13 @@ def targets(policy: ScalingPolicy, *, is_known: bool) -> tuple[MetricTarget, ...
     return policy.metrics
 
 
-def _say(name: str, value: float, target: float, up: float, down: float, current: int, note: str) -> Say:
-    low = round_up(up)
-    replicas = max(low, current if math.isinf(down) else min(current, max(low, round_up(down))))
-    return Say(SignalReading(name, value, target, replicas, f"{note} want {replicas}"), up, down)
+def _say(
+    name: str, value: float, target: float, up: float, down: float, current: int, note: str, *, is_exact: bool = False
+) -> Say:
+    replicas = round_up(up)
+    if replicas < current:
+        replicas = current if math.isinf(down) else max(replicas, min(current, round_up(down)))
+    return Say(SignalReading(name, value, target, replicas, f"{note} want {replicas}"), up, down, is_exact)
 
 
 def _missing(name: str, target: float, note: str) -> Say:
@@ -213,8 +216,8 @@ def _capacity(policy: ScalingPolicy, capacity: Capacity, scene: Scene) -> Say:
         scene.now,
         has_slowed=state.learned.slowed_at is not None and scene.now - state.learned.slowed_at < horizon_s,
     )
-    say = _say("capacity", wanted.rate, capacity.rate, wanted.up, wanted.down, scene.current, wanted.words)
-    return say._replace(is_exact=True)
+    up, down, rate, words = wanted
+    return _say("capacity", rate, capacity.rate, up, down, scene.current, words, is_exact=True)
 
 
 def _at_most(capacity: Capacity, scene: Scene) -> Capacity:

@@ -16,9 +16,10 @@ Costs are replica-seconds, starting and draining ones counted. Of what a fault h
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Generator as Steps
 from dataclasses import dataclass, field
 from heapq import heapify, heappush, heapreplace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from autoscaler.trace import Trace
 from autoscaler.types import Sample, Supply
@@ -177,15 +178,23 @@ def simulate(
 
     `boost` says, after each question, how many times the compute of a slice each replica has now (vertical growth).
     """
-    return _Run(workload, requests, scaler, starts, rng, first, least, most, faults, boost).all()
+    run = Run(workload, requests, starts, rng, first, least, most, faults, boost)
+    steps = run.steps(getattr(scaler, "restart", None))
+    try:
+        view = next(steps)
+        while True:
+            view = steps.send(scaler(view))
+    except StopIteration as over:
+        return cast(Outcome, over.value)
 
 
-class _Run:
+class Run:
+    """One model's run, a tick at a time."""
+
     def __init__(
         self,
         workload: Workload,
         requests: Requests,
-        scaler: Scaler,
         starts: Starts,
         rng: Generator,
         first: int,
@@ -194,7 +203,7 @@ class _Run:
         faults: Faults,
         boost: Callable[[], float] | None,
     ) -> None:
-        self._work, self._requests, self._scaler = workload, requests, scaler
+        self._work, self._requests = workload, requests
         self._starts, self._rng, self._faults, self._boost = starts, rng, faults, boost
         self._least, self._most = least, most
         self._ready = first
@@ -213,7 +222,8 @@ class _Run:
         self._late: list[int] = []
         self._timeouts = 0
 
-    def all(self) -> Outcome:
+    def steps(self, restart: Callable[[float], None] | None = None) -> Steps[View, int, Outcome]:
+        """Yields what is seen at each tick and is sent the count; returns the outcome."""
         import numpy as np
 
         work, at = self._work, self._requests.at
@@ -255,13 +265,14 @@ class _Run:
                 sample = Sample(dt=1.0, arrivals=0, completions=0, in_flight=0.0, queued=0.0)
             if now in self._faults.restarts:
                 away_until = now + self._faults.away_s
-                if (restart := getattr(self._scaler, "restart", None)) is not None:
+                if restart is not None:
                     restart(away_until)
             if now >= away_until:
                 supply = Supply(
                     self._ready, len(self._starting) + (self._hidden[0] if self._hidden else 0), len(self._draining)
                 )
-                wanted = min(max(self._scaler(View(now, sample, supply, work.slots)), self._least), self._most)
+                wanted = yield View(now, sample, supply, work.slots)
+                wanted = min(max(wanted, self._least), self._most)
                 if wanted < self._wanted and (hidden or zero):
                     bad_shrink = now
                 self._wanted = wanted

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple, Self
 
-from autoscaler import capacity, forecast, starts, timer, window
+from autoscaler import capacity, forecast, keepalive, starts, timer, window
 from autoscaler.behavior import History
 from autoscaler.need import REACTION_S
 from autoscaler.types import Sample, Supply
@@ -24,32 +24,20 @@ _SILENCE_GAP_S = 2.0
 class State(NamedTuple):
     """Memory of one model; times on the caller's clock."""
 
+    # Seen:
     started: float
     history: forecast.History
-    wanted: int | None = None
-    """The last recommendation; None before the first."""
     spans: window.Spans = ()
-    highs: History = ()
-    """Past wants as the window down sees them (`behavior.remember_high`)."""
-    lows: History = ()
-    events: History = ()
-    """Changes of the recommendation, signed."""
-    judged_at: float | None = None
-    """When wants were last recorded, that is, judged on data."""
     silent_from: float = 0.0
     """Since when it is known that no request arrived, waited or ran."""
     silent_until: float = 0.0
     strained_from: float | None = None
     """Since when requests queue although every wanted replica is ready; None while they do not."""
-    carried: tuple[float, float] | None = None
-    """Requests per second a replica served when last backlogged, and when that was."""
     ready: int = 0
     flying: float = 0.0
     """Requests in flight and queued at the last report, on average over it."""
     balance: float = 0.0
     """Requests that arrived and have not completed."""
-    doubted_from: float | None = None
-    """Since when the gateway reads 0 although requests were under way that cannot have ended."""
     learned: capacity.Learned = capacity.Learned()
     starts: starts.Starts = starts.Starts()
     lost_at: float | None = None
@@ -60,6 +48,22 @@ class State(NamedTuple):
     """When bursts began after a silence."""
     rhythm: timer.Rhythm | None = None
     """Of the onsets."""
+    silences: keepalive.Silences = ()
+    """How long requests were away before they came again."""
+    # Decided:
+    wanted: int | None = None
+    """The last recommendation; None before the first."""
+    highs: History = ()
+    """Past wants as the window down sees them (`behavior.remember_high`)."""
+    lows: History = ()
+    events: History = ()
+    """Changes of the recommendation, signed."""
+    judged_at: float | None = None
+    """When wants were last recorded, that is, judged on data."""
+    doubted_from: float | None = None
+    """Since when the gateway reads 0 although requests were under way that cannot have ended."""
+    carried: tuple[float, float] | None = None
+    """Requests per second a replica served when last backlogged, and when that was."""
     boost: float = 1.0
     boosted_until: float = 0.0
 
@@ -70,6 +74,10 @@ class State(NamedTuple):
         `phase` (0 to 1, any spread will do) shifts when the model's forecast is made, so that many share the work.
         """
         return cls(started=now, silent_from=now, silent_until=now, active_at=now, history=forecast.begin(now, phase))
+
+
+SEEN = State._fields.index("wanted")
+"""The fields before this one are `observe`'s, the rest `recommend`'s."""
 
 
 def standing(state: State, supply: Supply, now: float) -> int:
@@ -116,8 +124,9 @@ def observe(state: State, supply: Supply, sample: Sample, current: int, limit: i
         if begin > silent_until + _SILENCE_GAP_S:
             silent_from = begin
         silent_until = now
-    active_at, onsets, rhythm = state.active_at, state.onsets, state.rhythm
+    active_at, onsets, rhythm, silences = state.active_at, state.onsets, state.rhythm, state.silences
     if is_active(sample):
+        silences = keepalive.remember(silences, now - active_at)
         if now - active_at > timer.SILENCE_S:
             onsets = timer.remember(onsets, now)
             rhythm = timer.rhythm(onsets)
@@ -147,29 +156,22 @@ def observe(state: State, supply: Supply, sample: Sample, current: int, limit: i
         strained_from = None
     elif sample.queued is not None and (strained_from is None or supply.ready > state.ready):
         strained_from = now
-    return State(
-        started=state.started,
-        wanted=state.wanted,
-        spans=window.add(state.spans, sample, supply, now),
-        highs=state.highs,
-        lows=state.lows,
-        events=state.events,
-        judged_at=state.judged_at,
-        silent_from=silent_from,
-        silent_until=silent_until,
-        strained_from=strained_from,
-        carried=state.carried,
-        ready=supply.ready,
-        flying=flying,
-        balance=balance,
-        doubted_from=state.doubted_from,
-        history=forecast.observe(state.history, sample.arrivals, sample.dt, horizon_s, now),
-        learned=learned,
-        starts=known_starts,
-        lost_at=lost_at,
-        active_at=active_at,
-        onsets=onsets,
-        rhythm=rhythm,
-        boost=state.boost,
-        boosted_until=state.boosted_until,
+    seen = (
+        state.started,
+        forecast.observe(state.history, sample.arrivals, sample.dt, horizon_s, now),
+        window.add(state.spans, sample, supply, now),
+        silent_from,
+        silent_until,
+        strained_from,
+        supply.ready,
+        flying,
+        balance,
+        learned,
+        known_starts,
+        lost_at,
+        active_at,
+        onsets,
+        rhythm,
+        silences,
     )
+    return State._make((*seen, *state[SEEN:]))

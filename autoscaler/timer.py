@@ -20,6 +20,8 @@ SILENCE_S = 30.0
 KEEP_S = 15.0
 """Idle time that is enough between two expected bursts."""
 KEPT = 16
+TRUSTED = 6
+"""Bursts from which a rhythm is hardly chance: then nothing is kept in between."""
 _LEAST, _SHARE = 4, 0.25
 _FEWEST, _TIGHTER = 2, 0.1
 """With fewer bursts seen they have to keep better time."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import tzinfo
-from typing import Literal
+from typing import Literal, NamedTuple
 
 MetricName = Literal["cpu", "memory", "deviceMemory", "concurrency"]
 
@@ -91,7 +91,8 @@ class ScalingPolicy:
     metrics: tuple[MetricTarget, ...]
     behavior: Behavior
     idle_s: float
-    """With min_replicas 0: seconds without a request or one in flight after which the count goes to zero."""
+    """With min_replicas 0: seconds without a request or one in flight after which the count goes to zero; sooner where
+    past silences or a timer say that waiting helps nobody."""
     concurrency_limit: int = 0
     """Requests in flight to one replica at most; 0 is unbounded."""
     objective: Objective | None = None
@@ -155,8 +156,7 @@ class Sample:
     external: tuple[External, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class SignalReading:
+class SignalReading(NamedTuple):
     """One signal's say."""
 
     name: str

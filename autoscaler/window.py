@@ -138,26 +138,39 @@ def _merge(a: Span, b: Span) -> Span:
 
 def both(spans: Spans, now: float) -> tuple[Totals, Totals]:
     """Sums over the stable and over the short window."""
-    start = now - SHORT_S
-    # Where a span ends at the short window's start, as with a report each second, the stable sums carry on from there.
-    for i in range(len(spans) - 1, -1, -1):
-        end = spans[i].end
-        if end <= start:
-            short = totals(spans[i + 1 :], now, SHORT_S)
-            if i + 1 == len(spans) or spans[i + 1].end - spans[i + 1].seconds >= start:
-                return totals(spans[: i + 1], now, STABLE_S, short), short
-            return totals(spans, now, STABLE_S), short
-    short = totals(spans, now, SHORT_S)
-    return totals(spans, now, STABLE_S), short
+    start, oldest = now - SHORT_S, now - STABLE_S
+    covered = arrivals = worked = completions = loaded = in_flight = queued = 0.0
+    short: Totals | None = None
+    for end, span_s, arrived, completed, flying, waiting, _, _, _ in reversed(spans):
+        if short is None:
+            # Where a span ends at the short window's start, as with a report each second, its sums are known here.
+            if end <= start:
+                short = Totals(covered, arrivals, worked, completions, loaded, in_flight, queued)
+            elif end - span_s < start:
+                return totals(spans, now, STABLE_S), totals(spans, now, SHORT_S)
+        inside = end - oldest
+        if inside <= 0:
+            break
+        if arrived is None:
+            continue
+        seconds, share = (inside, inside / span_s) if span_s > inside else (span_s, 1.0)
+        covered += seconds
+        arrivals += arrived * share
+        if completed is not None:
+            worked += seconds
+            completions += completed * share
+        if flying is not None and waiting is not None:
+            loaded += seconds
+            in_flight += flying * seconds
+            queued += waiting * seconds
+    stable = Totals(covered, arrivals, worked, completions, loaded, in_flight, queued)
+    return stable, short or stable
 
 
-_NOTHING = Totals(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-
-
-def totals(spans: Spans, now: float, window: float, later: Totals = _NOTHING) -> Totals:
-    """Sums over the last `window` seconds; `later` is known of what follows the spans."""
+def totals(spans: Spans, now: float, window: float) -> Totals:
+    """Sums over the last `window` seconds."""
     start = now - window
-    covered, arrivals, worked, completions, loaded, in_flight, queued = later
+    covered = arrivals = worked = completions = loaded = in_flight = queued = 0.0
     for end, span_s, arrived, completed, flying, waiting, _, _, _ in reversed(spans):
         inside = end - start
         if inside <= 0:

@@ -19,11 +19,11 @@ import numpy as np
 from autoscaler.baselines import Hpa, Kpa, Ray, Threshold
 from autoscaler.replay import Ours
 from autoscaler.simulate import View, Workload, draw
-from benchmarks.autoscaler import scenarios
+from benchmarks.autoscaler import quota, scenarios
 from benchmarks.autoscaler.cells import CASES, load
 from benchmarks.autoscaler.scenarios import Bar
 
-SCENARIOS = ("targets", "faults", "step", "timers", "quota", "scale")
+SCENARIOS = ("targets", "drift", "faults", "step", "timers", "quota", "scale")
 
 
 def _policies(work: Workload, start_s: float) -> dict[str, Callable[[View], int]]:
@@ -92,13 +92,28 @@ def _cell_bars(rows: list[Any]) -> dict[str, Bar]:
     }
 
 
+def _all_seeds(step: Callable[[int], dict[str, Bar]], seeds: range) -> dict[str, Bar]:
+    """The bars of every seed, met where all are."""
+    runs = {seed: step(seed) for seed in seeds}
+    if len(runs) == 1:
+        return runs[seeds[0]]
+    return {
+        name: Bar(
+            {f"seed {seed}": found[name].value for seed, found in runs.items()},
+            bar.bar,
+            all(found[name].met for found in runs.values()),
+        )
+        for name, bar in runs[seeds[0]].items()
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.autoscaler", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with the traces")
     parser.add_argument("--quick", action="store_true", help="a part of it, in under 50 s")
     parser.add_argument("--case", action="append", choices=[*CASES, *SCENARIOS], help="only this; may be repeated")
-    parser.add_argument("--seeds", type=int, default=None, help="runs of each cell (5; quick: 1)")
-    parser.add_argument("--first-seed", type=int, default=1, help="of these runs, and the scenarios' own (1)")
+    parser.add_argument("--seeds", type=int, default=None, help="runs of each cell and scenario (5; quick: 1)")
+    parser.add_argument("--first-seed", type=int, default=1, help="of these runs (1)")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     given = parser.parse_args()
     quick, data, first = given.quick, given.data, given.first_seed
@@ -114,17 +129,19 @@ def main() -> None:
             cells = {"conv": (5, 30, 90), "aze3": (30,)}
         rows = _cells(data, cells, range(first, first + seeds), others)
         bars |= _cell_bars(rows)
-    steps: dict[str, Callable[[], dict[str, Bar]]] = {
-        "targets": lambda: scenarios.wrong_targets(data, first, quick=quick),
-        "faults": lambda: scenarios.faults(data, first, quick=quick),
-        "step": lambda: scenarios.step(first, quick=quick),
-        "timers": lambda: scenarios.timers(first, quick=quick),
-        "quota": lambda: scenarios.shared_quota(first, quick=quick),
-        "scale": lambda: scenarios.thousand_models(quick=quick),
+    steps: dict[str, Callable[[int], dict[str, Bar]]] = {
+        "targets": lambda seed: scenarios.wrong_targets(data, seed, quick=quick),
+        "drift": lambda seed: scenarios.drift(data, seed, quick=quick),
+        "faults": lambda seed: scenarios.faults(data, seed, quick=quick),
+        "step": lambda seed: scenarios.step(seed, quick=quick),
+        "timers": lambda seed: scenarios.timers(seed, quick=quick),
+        "quota": lambda seed: quota.shared_quota(seed, quick=quick),
     }
-    for name in SCENARIOS:
+    for name, step in steps.items():
         if name in chosen:
-            bars |= steps[name]()
+            bars |= _all_seeds(step, range(first, first + seeds))
+    if "scale" in chosen:
+        bars |= scenarios.thousand_models(quick=quick)
     for name, bar in bars.items():
         print(f"{'met   ' if bar.met else 'MISSED'} {name}: {bar.value} (bar: {bar.bar})", flush=True)
     if given.json:

@@ -16,10 +16,8 @@ from autoscaler.baselines import Kpa
 from autoscaler.defaults import behavior
 from autoscaler.oracle import reference
 from autoscaler.policy import recommend
-from autoscaler.quota import Claim, share
 from autoscaler.replay import Ours
 from autoscaler.simulate import Faults, Outcome, Requests, Starts, View, Workload, draw, simulate
-from autoscaler.staffing import late_share, replicas_for
 from autoscaler.state import State
 from autoscaler.trace import Trace
 from autoscaler.types import Sample, ScalingPolicy, Supply
@@ -38,7 +36,7 @@ def policy(work: Workload, **changes: Any) -> ScalingPolicy:
         mode="honour",
         metrics=(),
         behavior=behavior(),
-        idle_s=60.0,
+        idle_s=90.0,
         concurrency_limit=work.slots,
     )
     return replace(base, **changes)
@@ -81,7 +79,7 @@ def _workloads(data: Path, *, quick: bool) -> list[Workload]:
 
 
 def wrong_targets(data: Path, seed: int, *, quick: bool) -> dict[str, Bar]:
-    """Targets that are wrong or absent, and a capacity that falls; starts of 30 s."""
+    """Targets that are wrong or absent; starts of 30 s."""
     start_s = 30.0
     kinds: dict[str, Callable[[Workload], ScalingPolicy]] = {
         "honour 1.5x": lambda w: policy(w, target_qps=1.5 * w.capacity),
@@ -89,42 +87,77 @@ def wrong_targets(data: Path, seed: int, *, quick: bool) -> dict[str, Bar]:
         "learn 0.5x": lambda w: policy(w, mode="learn", target_qps=0.5 * w.capacity),
         "learn 2x": lambda w: policy(w, mode="learn", target_qps=2.0 * w.capacity),
         "absent": lambda w: policy(w, mode="learn", target_qps=None),
-        "drift 1.8x": policy,
     }
     bars: dict[str, Bar] = {}
-    found: dict[float, float] = {}
     known: dict[Any, float] = {}
     for kind, make in kinds.items():
         late: list[float] = []
         cost: list[float] = []
         for work in _workloads(data, quick=quick):
-            wanted = make(work)
-            if kind.startswith("drift"):
-                length = work.trace.seconds
-                work = replace(work, slowdowns=((length / 3, 2 * length / 3, 1.8),))
             requests = draw(work, np.random.default_rng(seed))
             best_cost = _reference(work, requests, start_s, known, quick=quick)
-            scaler = Ours(wanted, start_s)
-            if kind.startswith("drift"):
-                begins = work.slowdowns[0][0]
-
-                def watch(view: View, scaler: Ours = scaler, begins: float = begins) -> int:
-                    count = scaler(view)
-                    at = scaler.state.learned.drifted_at
-                    if at is not None and at >= begins and begins not in found:
-                        found[begins] = at - begins
-                    return count
-
-                outcome = run(work, requests, watch, start_s)
-            else:
-                outcome = run(work, requests, scaler, start_s)
+            outcome = run(work, requests, Ours(make(work), start_s), start_s)
             late.append(late_percent(outcome, LEARNING_S))
             cost.append(outcome.cost / best_cost)
         value = {"violations": round(max(late), 2), "cost": round(max(cost), 3)}
         bars[f"target: {kind}"] = Bar(value, "<= 1% at <= 1.4x", max(late) <= 1.0 and max(cost) <= 1.4)
-    slowest = round(max(found.values(), default=math.inf), 1)
-    bars["drift found, s"] = Bar(slowest, "<= 60", slowest <= 60.0)
     return bars
+
+
+def drift(data: Path, seed: int, *, quick: bool) -> dict[str, Bar]:
+    """The true capacity falls by 1.8x for a third of the run; starts of 30 s.
+
+    `floor` is what nobody could have avoided who has our replicas when it falls: violations of one who is told at the
+    fall, or so many seconds later, orders without regard to cost, and gets what was ordered a start later.
+    """
+    start_s = 30.0
+    bars: dict[str, Bar] = {}
+    slowest = 0.0
+    sgl = load("sgl", data)
+    hour = replace(sgl, name="sgl, one hour", trace=sgl.trace.part(1080, 1440))
+    for calm in [*_workloads(data, quick=quick), *([] if quick else [hour])]:
+        begins = calm.trace.seconds / 3.0
+        work = replace(calm, slowdowns=((begins, 2.0 * begins, 1.8),))
+        requests = draw(work, np.random.default_rng(seed))
+        scaler, found = Ours(policy(work), start_s), [math.inf]
+
+        def watch(view: View, scaler: Ours = scaler, begins: float = begins, found: list[float] = found) -> int:
+            count = scaler(view)
+            at = scaler.state.learned.drifted_at
+            if at is not None and at >= begins:
+                found[0] = min(found[0], at - begins)
+            return count
+
+        outcome = run(work, requests, watch, start_s)
+        late = late_percent(outcome, LEARNING_S)
+        cost = outcome.cost / _reference(work, requests, start_s, {}, quick=quick)
+        slowest = max(slowest, found[0])
+        value = {"violations": round(late, 2), "cost": round(cost, 3), "found, s": round(found[0], 1)}
+        value |= {
+            f"floor if told after {told} s": round(_told(work, requests, start_s, begins + told), 2)
+            for told in (() if quick else (0, 5, 60))
+        }
+        bars[f"drift 1.8x ({calm.name})"] = Bar(value, "<= 1% at <= 1.4x", late <= 1.0 and cost <= 1.4)
+    return bars | {"drift found, s": Bar(round(slowest, 1), "<= 60", slowest <= 60.0)}
+
+
+def _told(work: Workload, requests: Requests, start_s: float, told_at: float) -> float:
+    """Violations, percent, of one who notices nothing until `told_at` and then orders three times the replicas."""
+    scaler, most, held = Ours(policy(work), start_s), [0], [0]
+    begins = work.slowdowns[0][0]
+
+    def order(view: View) -> int:
+        count = scaler(view)
+        if view.now < begins:
+            held[0] = count
+        elif view.now < told_at:
+            return held[0]
+        if told_at <= view.now < told_at + 2.0 * start_s:
+            most[0] = most[0] or 3 * view.supply.ready
+            return max(count, most[0])
+        return count
+
+    return late_percent(run(work, requests, order, start_s), LEARNING_S)
 
 
 def _reference(work: Workload, requests: Requests, start_s: float, known: dict[Any, float], *, quick: bool) -> float:
@@ -216,8 +249,8 @@ def timers(seed: int, *, quick: bool) -> dict[str, Bar]:
         "ours": [round(ours.cost / ours.seconds, 3), round(ours.violation_share, 2)],
         "kpa": [round(kpa.cost / kpa.seconds, 3), round(kpa.violation_share, 2)],
     }
-    worse = ours.cost > kpa.cost and ours.violations > kpa.violations
-    bars["timer: aperiodic"] = Bar(value, "not worse than KPA in both cost and violations", not worse)
+    is_as_good = ours.violation_share <= kpa.violation_share + 1.0 and ours.cost <= 1.03 * kpa.cost
+    bars["timer: aperiodic"] = Bar(value, "no worse than KPA in either (by a point, by 3 percent)", is_as_good)
     return bars
 
 
@@ -234,66 +267,6 @@ class _ToZero:
         if view.now - self._quiet_from >= 90.0:
             return 0
         return self._inner(view)
-
-
-def shared_quota(seed: int, *, quick: bool) -> dict[str, Bar]:
-    """Ten models with shifted peaks, 45 replicas for all peaks, and fewer there are: 4 hours, by formula, every 10 s.
-
-    Late is what waits for more than a second where a model has enough on average (staffing.py); where it has not, what
-    exceeds it and half of all.
-    """
-    rng = np.random.default_rng(seed)
-    seconds, tick = 4 * 3600, 60 if quick else 10
-    models = 10
-    capacity, slots = 20.0, 8
-    rates = np.zeros((models, seconds // tick))
-    t = np.arange(seconds // tick) * tick
-    for m in range(models):
-        peak = (4.5 if m % 2 else 3.7) * capacity * rng.uniform(0.95, 1.0)
-        phase = 2 * np.pi * m / models
-        rates[m] = peak * (0.75 + 0.25 * np.sin(2 * np.pi * t / 3600.0 + phase))
-    bars: dict[str, Bar] = {}
-    for quota in (36,) if quick else (32, 36, 40):
-        late = {way: np.zeros(models) for way in ("ours", "equal", "first come")}
-        suffered = np.zeros(models)
-        held = np.full(models, quota // models)
-        refused = 0
-        for k in range(rates.shape[1]):
-            rate = rates[:, k]
-            wants = [max(1, replicas_for(r, capacity, slots, 1.0, 0.05)) for r in rate]
-            claims = [
-                Claim(str(m), wants[m], float(rate[m]), capacity, slots, suffered=float(suffered[m]))
-                for m in range(models)
-            ]
-            grants = share(claims, quota)
-            refused += sum(grant.refused for grant in grants)
-            ours = np.array([grant.replicas for grant in grants])
-            equal = np.minimum(wants, quota // models)
-            held = np.minimum(held, wants)
-            for m in range(models):
-                held[m] = min(wants[m], held[m] + quota - int(held.sum()))
-            for way, counts in (("ours", ours), ("equal", equal), ("first come", held)):
-                shares = np.array(
-                    [_late_share(float(r), int(n), capacity, slots) for r, n in zip(rate, counts, strict=True)]
-                )
-                late[way] += rate * tick * shares
-                if way == "ours":
-                    suffered += tick / 1000.0 * (shares - suffered)
-        total = rates.sum(axis=1) * tick
-        share_late = {way: 100.0 * late[way] / total for way in late}
-        means = {way: round(float(v.mean()), 2) for way, v in share_late.items()}
-        worst = float(share_late["ours"].max()) / max(1e-9, float(share_late["ours"].mean()))
-        is_less = 2 * means["ours"] <= min(means["equal"], means["first come"])
-        met = (is_less or not refused) and worst <= 3.0
-        bars[f"quota of {quota}"] = Bar(
-            {**means, "worst over mean": round(worst, 2)}, "at least 2x lower (or none refused), worst <= 3x", met
-        )
-    return bars
-
-
-def _late_share(rate: float, replicas: int, capacity: float, slots: int) -> float:
-    missed = rate - replicas * capacity
-    return min(1.0, missed / rate + 0.5) if missed > 0.0 else late_share(rate, replicas, capacity, slots, 1.0)
 
 
 def thousand_models(*, quick: bool) -> dict[str, Bar]:

@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from typing import Final, Protocol
 
 from autoscaler.policy import recommend
+from autoscaler.quota import SUFFER_S
 from autoscaler.types import Sample
 from gateway.wire import ModelEntry
 from packer.verify import verify
@@ -45,8 +46,6 @@ TICK_S: Final = 1.0
 #: Moves that leave more useful room are looked for this often.
 TIDY_S: Final = 60.0
 HOUR_S: Final = 3600.0
-#: What a full fleet refused a model counts for it for about so long.
-SUFFER_S: Final = 60.0
 
 
 class Publisher(Protocol):

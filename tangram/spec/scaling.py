@@ -173,7 +173,7 @@ class Scaling(Doc):
     metrics: tuple[Metric, ...] = ()
     behavior: Behavior = Behavior()
     objective: Objective | None = None
-    idle_seconds: NonNegative = 60.0
+    idle_seconds: NonNegative = 90.0
     """Without a request for this long, a model whose minReplicas is 0 goes to zero."""
     schedules: tuple[Schedule, ...] = ()
     advisory: bool = False

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise, product
 
 import pytest
@@ -63,3 +64,18 @@ def test_the_division_leaves_the_least_harm():
             if sum(counts) <= replicas
         )
         assert sum(harm(claim, n) for claim, n in zip(claims, given, strict=True)) == pytest.approx(least)
+
+
+def test_replicas_are_not_handed_to_and_fro_for_a_little_more():
+    asked = [Claim("a", 4, 60.0, 20.0, 8.0, held=4), Claim("b", 4, 66.0, 20.0, 8.0, held=1)]
+
+    assert [g.replicas for g in share(asked, 5)] == [4, 1]
+    assert [g.replicas for g in share([replace(c, held=0) for c in asked], 5)] == [1, 4]
+    assert [g.replicas for g in share([asked[0], replace(asked[1], suffered=0.9)], 5)] == [1, 4], "but in turn"
+
+
+def test_what_waits_has_to_be_served_too():
+    claim = Claim("a", 8, 60.0, 20.0, 8.0)
+
+    assert harm(claim, 4) < 0.2 * claim.rate
+    assert harm(replace(claim, queued=3600.0), 4) > 0.9 * claim.rate

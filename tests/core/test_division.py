@@ -140,9 +140,9 @@ def test_a_little_more_or_less_load_moves_no_replica(small: Inventory, make_mode
 
 def test_a_replica_just_ready_is_not_taken_for_a_little_less_harm(small: Inventory, make_model: Any) -> None:
     world = World(small, make_model("first"), make_model("second"))
-    world.wanted, world.rates = {"first": 8, "second": 8}, {"first": 70.0, "second": 10.0}
+    world.wanted, world.rates = {"first": 8, "second": 8}, {"first": 60.0, "second": 10.0}
     world.settle()
-    world.rates = {"first": 10.0, "second": 70.0}
+    world.rates = {"first": 10.0, "second": 60.0}
     world.replicas = tuple(replace(r, since=world.now - 5.0) for r in world.replicas)
     assert world.plan().actions == ()
     world.now += 60.0
