@@ -27,9 +27,9 @@ _MARGIN = 1.15
 """Over the rate: what a forecast adds."""
 
 
-def workloads(rng: np.random.Generator, hours: float) -> list[Workload]:
+def workloads(rng: np.random.Generator) -> list[Workload]:
     """An hourly peak of each model, twice its low, at a time of its own, so that all together want 45 at most."""
-    t = np.arange(round(hours * 3600.0 / _BIN_S)) * _BIN_S
+    t = np.arange(round(3600.0 / _BIN_S)) * _BIN_S
     phases = (np.arange(MODELS) + rng.uniform(-0.5, 0.5, MODELS)) / MODELS
     sizes = rng.uniform(0.7, 1.3, MODELS)
     shapes = sizes[:, None] * (0.75 + 0.25 * np.cos(2 * np.pi * (t / 3600.0 - phases[:, None])))
@@ -122,7 +122,7 @@ WAYS: dict[str, Callable[[_Fleet, list[int]], list[int]]] = {"ours": ours, "equa
 
 def shared_quota(seed: int, *, quick: bool) -> dict[str, Bar]:
     """An hour on quotas of 32, 36 and 40 replicas where 45 would serve all; starts of 30 s."""
-    works = workloads(np.random.default_rng(seed), 0.5 if quick else 1.0)
+    works = workloads(np.random.default_rng(seed))
     requests = [draw(work, np.random.default_rng((seed, m))) for m, work in enumerate(works)]
     bars: dict[str, Bar] = {}
     for quota in (36,) if quick else (32, 36, 40):
