@@ -1,4 +1,7 @@
-"""kill -9 under load: what is lost is what the killed part held, and it is back within seconds."""
+"""kill -9 under load: what is lost is what the killed part held, and it is back.
+
+How soon is measured by `python -m benchmarks.control`; here a bound only ends what would never come.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import pytest
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
-BACK_S = 5.0
+BACK_S = 30.0
 
 
 async def until(look: Callable[[], Any], timeout_s: float = BACK_S) -> Any:
