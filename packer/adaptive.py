@@ -39,7 +39,7 @@ Array = NDArray[Any]
 _GRADIENT: Final = 0.2
 _CONCENTRATION: Final = 0.01
 _SCARCITY: Final = 14.0
-_SCARCE_FROM: Final = 0.1
+_SCARCE_FROM: Final = 0.05
 _STRUCTURAL_FROM: Final = 0.5
 _LOOK_EVERY: Final = 100
 """Changes of the fleet between two looks at scarcity."""
