@@ -104,6 +104,7 @@ def _conditions(state: ControllerState, entry: ModelState) -> tuple[ConditionVie
     current = sum(r.live and r.revision == entry.model.revision for r in state.of_model(name))
     refused = tuple(filter(None, (latest.shared, *latest.refused))) if latest else ()
     waiting = latest.waiting if latest else ""
+    failing = waiting and entry.attempts.failed > 0
     troubled = [r for r in state.of_model(name) if r.phase in (Phase.CRASHED, Phase.UNREADY)]
     ejected = state.demand.ejections(name)
     trouble = [*(f"{r.name}: {r.message}" for r in troubled), *(f"{r}: ejected, {w}" for r, w in ejected.items())]
@@ -122,8 +123,8 @@ def _conditions(state: ControllerState, entry: ModelState) -> tuple[ConditionVie
         ),
         ConditionView(
             type="Progressing",
-            status="False" if waiting else "True",
-            reason="ProgressDeadlineExceeded" if waiting else "StartsGoOn",
+            status="False" if failing else "True",
+            reason="ProgressDeadlineExceeded" if failing else "RoomIsBeingMade" if waiting else "StartsGoOn",
             message=waiting,
         ),
         ConditionView(

@@ -43,6 +43,8 @@ from tangram.core.replica import Phase, Replica, victims
 SWAP: Final = 0.25
 #: Seconds for which a replica that has become ready is not taken away for less harm elsewhere.
 RESIDENCY_S: Final = 20.0
+#: Seconds of being ready after which it may be another model's turn, though that spares no late requests.
+TURN_S: Final = 600.0
 _EPSILON: Final = 1e-9
 
 
@@ -81,15 +83,15 @@ def divide(
         Inventory(inventory.nodes, inventory.devices, tuple(others)),
     )
     granted = {n: s.granted for n, s in before.shares.items()} if before is not None else {}
-    first = {n: granted.get(n, len(live.get(n, []))) for n in pool}
-    greedy = book.greedy({})
-    exact = book.exactly(
-        {g.name: g.replicas for g in quota.share(list(book.claims.values()), sum(greedy.counts.values()))}
-    )
-    best = min((d for d in (greedy, exact) if d is not None), key=book.rank)
-    usual = book.greedy(first)
-    if not _is_better(book, best, usual, staying, now):
-        best = usual
+    best = book.greedy({n: granted.get(n, len(live.get(n, []))) for n in pool})
+    alike = book.weighed({n: replace(c, suffered=0.0) for n, c in claims.items()})
+    for judge, residency_s in ((alike, RESIDENCY_S), (book, TURN_S)):
+        proposal = judge.best()
+        # Who has their turn keeps it until it is no longer theirs by what all suffered.
+        theirs = book.rank(proposal) <= book.rank(best)
+        if theirs and _is_better(judge, proposal, best, staying, now, residency_s):
+            best = proposal
+            break
     return Division(claims, {n: _share(claims[n], best, [r.name for r in staying[n]]) for n in pool}, now)
 
 
@@ -148,7 +150,9 @@ def _share(claim: Claim, deal: _Deal, there: Sequence[str]) -> Share:
     return Share(claim.wanted, granted, value, deal.kept.intersection(there), deal.places[claim.name])
 
 
-def _is_better(book: _Book, best: _Deal, standing: _Deal, staying: Mapping[str, Sequence[Replica]], now: float) -> bool:
+def _is_better(
+    book: _Book, best: _Deal, standing: _Deal, staying: Mapping[str, Sequence[Replica]], now: float, residency_s: float
+) -> bool:
     (*wants, harm), (*wants_now, harm_now) = book.rank(best), book.rank(standing)
     if wants != wants_now:
         return wants < wants_now
@@ -157,7 +161,7 @@ def _is_better(book: _Book, best: _Deal, standing: _Deal, staying: Mapping[str, 
     lost = math.fsum(quota.weight(claim) * claim.capacity for claim in (book.claims[r.model] for r in leaving))
     if harm_now - harm <= max(SWAP * lost, _EPSILON):
         return False
-    return all(r.phase is Phase.READY and now - r.since >= RESIDENCY_S for r in leaving)
+    return all(r.phase is Phase.READY and now - r.since >= residency_s for r in leaving)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +193,17 @@ class _Book:
         self._cost = {n: _cost(requests[n], empty) for n in claims}
         self._by_priority = sorted(claims, key=lambda n: (-claims[n].priority, n))
         self._levels = sorted({c.priority for c in claims.values()}, reverse=True)
+
+    def best(self) -> _Deal:
+        """The better one of greedy and exact, whoever is there now."""
+        greedy = self.greedy({})
+        counts = quota.share(list(self.claims.values()), sum(greedy.counts.values()))
+        exact = self.exactly({g.name: g.replicas for g in counts})
+        return min((d for d in (greedy, exact) if d is not None), key=self.rank)
+
+    def weighed(self, claims: Mapping[str, Claim]) -> _Book:
+        """The same with other claims of the same models."""
+        return _Book(claims, self._requests, self._there, self._empty)
 
     def rank(self, deal: _Deal) -> tuple[tuple[int, ...], tuple[int, ...], float]:
         """Less is better: models with nothing, replicas below the least counts (by priority), harm."""

@@ -23,7 +23,8 @@ Rules, in the order they are applied to a model:
    replica drains when its successor is ready. Where the fleet has no room for one more, an old one drains first, if
    others are ready to carry the load or it is the only one.
 8. What finds no place although every model keeps what it has is divided anew (division.py): models that have more than
-   their share make room for those that have less. What each was granted is part of the plan.
+   their share make room for those that have less, unless it would be in vain (futility.py). What each was granted is
+   part of the plan.
 9. A slice grows at once where the model allows it and its load wants more than its ready replicas can do (loans.py): by
    what its device has not guaranteed to anyone, and only until others need it or more replicas are ready.
 10. While a canary is held, the wanted replicas of the former revision stay (and scale), and as many of the new one as
@@ -32,6 +33,7 @@ Rules, in the order they are applied to a model:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
@@ -44,6 +46,7 @@ from packer.moves import make_room
 from packer.place import place, room
 from tangram.core.convert import slice_request
 from tangram.core.division import divide
+from tangram.core.futility import in_vain
 from tangram.core.loans import resizes
 from tangram.core.partitions import with_repartitions
 from tangram.core.plans import (
@@ -87,15 +90,19 @@ def plan(observed: Observed, desired: Mapping[str, Desired], ledger: Ledger, now
     New replicas have neither port nor slot yet: who records the actions gives them theirs.
     """
     outcome = _plan(observed, desired, ledger, now)
-    if not any(n in desired and desired[n].claim for n in outcome.refusals.keys() - outcome.waiting.keys()):
-        return outcome
     fleet = Inventory(ledger.nodes, ledger.devices)
-    division = divide(desired, observed.replicas, fleet, observed.division, now)
+    vain = in_vain(observed, desired, outcome, fleet, now)
+    short = outcome.refusals.keys() - outcome.waiting.keys() - vain.keys()
+    if not any(n in desired and desired[n].claim for n in short):
+        return replace(outcome, waiting={**_told(vain), **outcome.waiting})
+    there = Counter(r.model for r in observed.replicas if r.live)
+    able = {n: replace(w, count=min(w.count, there[n])) if n in vain else w for n, w in desired.items()}
+    division = divide(able, observed.replicas, fleet, observed.division, now)
     shares = division.shares
-    shared = {n: want.limited(shares[n]) if n in shares else want for n, want in desired.items()}
+    shared = {n: able[n].limited(shares[n]) if n in shares else want for n, want in desired.items()}
     divided = _plan(observed, shared, ledger, now)
     # What was refused is told in the packer's words.
-    refusals = dict(divided.refusals)
+    refusals = {**{n: outcome.refusals[n] for n in vain if n in outcome.refusals}, **divided.refusals}
     going = {r.name for r in observed.replicas if not r.live}
     going |= {a.replica for a in divided.actions if isinstance(a, Drain | Stop)}
     waiting = {
@@ -106,6 +113,7 @@ def plan(observed: Observed, desired: Mapping[str, Desired], ledger: Ledger, now
             refusals[name] = (standing[0],) * (share.wanted - share.granted)
     # That moves were looked for in vain is remembered; what the second plan says of a model's starts comes last.
     attempts = {**outcome.attempts, **divided.attempts}
+    waiting = {**_told(vain), **waiting}
     return replace(divided, refusals=refusals, waiting=waiting, attempts=attempts, division=division)
 
 
@@ -469,6 +477,10 @@ def _ready(replicas: Sequence[Replica]) -> int:
 
 def _waits_since(replica: Replica) -> float:
     return replica.since if replica.phase is Phase.UNREADY else replica.progress_since
+
+
+def _told(reasons: Mapping[str, str]) -> dict[str, str]:
+    return {name: why for name, why in reasons.items() if why}
 
 
 def _lie(inventory: Inventory) -> tuple[tuple[str, str], ...]:

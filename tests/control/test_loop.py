@@ -21,7 +21,7 @@ from tangram.control.loop import ControlLoop
 from tangram.control.memories import recall
 from tangram.control.state import Answer, ControllerState, ModelState, fresh_policy_state
 from tangram.control.store import Store, StoredMemory
-from tangram.core import convert
+from tangram.core import convert, plans
 from tangram.core.demand import DemandTracker
 from tangram.core.replica import Phase
 from tangram.node.backend import InstancePhase, InstanceStatus, StartError, StartOrder
@@ -527,6 +527,18 @@ async def test_ten_models_share_a_fleet_that_holds_fewer_than_they_want(world: W
     assert "the fleet cannot hold what all models want" in told.summary
     assert told.latest is not None
     assert told.latest.shared.startswith("granted ")
+
+
+async def test_a_model_for_which_room_is_being_made_is_not_said_to_fail(world: World) -> None:
+    world.declare(replicas=1)
+    await world.turn()
+    entry = world.state.models["digits"]
+    assert entry.latest is not None
+    for failed, reason, status in ((0, "RoomIsBeingMade", "True"), (1, "ProgressDeadlineExceeded", "False")):
+        entry.attempts = plans.Attempts(failed=failed)
+        entry.latest = replace(entry.latest, waiting="room is being made: other-1 leave")
+        told = {c.type: c for c in present.model_view(world.state, entry, world.now).conditions}["Progressing"]
+        assert (told.status, told.reason) == (status, reason)
 
 
 async def test_a_slice_grows_at_once_under_a_step_and_gives_back_when_siblings_are_ready(world: World) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from autoscaler.quota import Claim
+from autoscaler.quota import SUFFER_S, Claim
 from packer.inventory import Device, Inventory, Node
 from packer.verify import verify
 from tangram.core.planner import apply, ledger_of, plan
@@ -30,6 +30,9 @@ class World:
         self.wanted: dict[str, int] = {}
         self.rates: dict[str, float] = {}
         self.floors: dict[str, int] = {}
+        self.suffered: dict[str, float] = {}
+        self.broken: set[str] = set()
+        """Models whose replicas are never ready."""
         self.now = 1000.0
 
     def plan(self) -> Plan:
@@ -37,7 +40,9 @@ class World:
             n: Desired(
                 m,
                 self.wanted.get(n, 0),
-                claim=Claim(n, 0, self.rates.get(n, 10.0), 10.0, floor=self.floors.get(n, 0)),
+                claim=Claim(
+                    n, 0, self.rates.get(n, 10.0), 10.0, floor=self.floors.get(n, 0), suffered=self.suffered.get(n, 0.0)
+                ),
             )
             for n, m in self.models.items()
         }
@@ -63,16 +68,17 @@ class World:
             self.let_be()
         raise AssertionError(f"it never comes to rest: {outcome.actions}")
 
-    def let_be(self) -> None:
+    def let_be(self, seconds: float = 100.0) -> None:
         """What starts is ready, and what leaves has gone."""
         after = []
         for replica in self.replicas:
             leaves = replica.phase is Phase.STOPPING
-            seen = Observation(alive=not leaves, ready=not leaves, pid=1, started_at=self.now)
+            ready = not leaves and replica.model not in self.broken
+            seen = Observation(alive=not leaves, ready=ready, pid=1, started_at=self.now)
             kept, _ = observe(replica, seen, self.now)
             after += [kept] if kept else []
         self.replicas = tuple(after)
-        self.now += 100.0
+        self.now += seconds
 
     def counts(self) -> dict[str, int]:
         return {n: sum(r.model == n and r.live for r in self.replicas) for n in self.models}
@@ -161,6 +167,75 @@ def test_what_leaves_is_where_the_room_is_needed(make_model: Any) -> None:
     world.wanted["picky"] = 1
     world.settle()
     assert world.counts() == {"first": 7, "picky": 1}
+
+
+def test_two_who_both_want_the_last_place_take_long_turns(make_model: Any) -> None:
+    fleet = Inventory((Node("a"),), tuple(Device(f"a/gpu-{i}", "a", "virtual", 500) for i in range(3)))
+    world = World(fleet, make_model("first"), make_model("second"))
+    world.wanted, world.rates = {"first": 2, "second": 2}, {"first": 19.0, "second": 19.0}
+    world.settle()
+    world.suffered = dict.fromkeys(world.models, 0.0)
+    taken, hour = [], world.now + 3600.0
+    while world.now < hour:
+        for name, count in world.counts().items():
+            world.suffered[name] += 10.0 / SUFFER_S * (1.0 - count / 2 - world.suffered[name])
+        taken += [world.now for a in world.plan().actions if isinstance(a, Drain)]
+        world.let_be(10.0)
+    assert 2 <= len(taken) <= 6, "no more often than every ten minutes"
+    assert sum(world.counts().values()) >= 2
+
+
+def test_who_was_refused_of_late_gets_what_is_free_first(make_model: Any) -> None:
+    devices = tuple(Device(f"a/gpu-{i}", "a", "virtual", 500) for i in range(3))
+    world = World(Inventory((Node("a"),), devices[:2]), make_model("first"), make_model("second"))
+    world.wanted, world.rates = {"first": 2, "second": 2}, {"first": 19.0, "second": 19.0}
+    world.settle()
+    world.suffered = {"second": 0.5}
+    world.fleet = Inventory((Node("a"),), devices)
+    world.settle()
+    assert world.counts() == {"first": 1, "second": 2}
+
+
+def test_nobody_leaves_again_and_again_for_a_model_whose_starts_all_fail(make_model: Any) -> None:
+    fleet = Inventory((Node("a"),), tuple(Device(f"a/gpu-{i}", "a", "virtual", 500) for i in range(2)))
+    broken = make_model("broken", priority=1, runtime={"progressDeadlineSeconds": 90})
+    world = World(fleet, make_model("works"), broken)
+    world.broken = {"broken"}
+    world.wanted, world.rates = {"works": 2}, {"works": 19.0}
+    world.settle()
+    world.wanted["broken"] = 1
+    left = []
+    for _ in range(30):
+        outcome = world.plan()
+        left += [a for a in outcome.actions if isinstance(a, Drain | Stop) and a.model == "works"]
+        world.let_be()
+    assert len(left) <= 2, "one drain and its stop"
+    assert world.counts() == {"works": 2, "broken": 0}
+    assert "passed the progress deadline" in outcome.waiting["broken"]
+    assert outcome.refusals["broken"], "what is missing is told all the same"
+    world.now += 3600.0
+    assert any(isinstance(a, Drain) for a in world.plan().actions), "and then it is tried once more"
+
+
+def test_a_model_that_fits_nowhere_does_not_keep_others_from_moving(small: Inventory, make_model: Any) -> None:
+    """A move lets the second model in; without it one of the first would have to leave before its successor starts."""
+    fleet = replace(small, devices=small.devices[:2])
+    world = World(
+        fleet,
+        make_model("first", memory="300Mi"),
+        make_model("second", memory="800Mi"),
+        make_model("huge", memory="9Gi"),
+    )
+    world.wanted, world.rates = {"first": 2}, {"first": 19.0, "huge": 99.0}
+    world.settle()
+    world.wanted |= {"second": 1, "huge": 1}
+    outcome = world.plan()
+    assert [type(a) for a in outcome.actions] == [Start]
+    assert "room is being made" in outcome.waiting["second"]
+    outcome = world.settle()
+    assert world.counts() == {"first": 2, "second": 1, "huge": 0}
+    assert outcome.refusals["huge"][0].permanent
+    assert outcome.shortage("huge") is None, "it is not for want of room"
 
 
 wants = st.dictionaries(st.sampled_from("abcdef"), st.tuples(st.integers(0, 9), st.floats(0.0, 90.0)), min_size=1)
