@@ -84,8 +84,10 @@ def divide(
     )
     granted = {n: s.granted for n, s in before.shares.items()} if before is not None else {}
     best = book.greedy({n: granted.get(n, len(live.get(n, []))) for n in pool})
-    alike = book.weighed({n: replace(c, suffered=0.0) for n, c in claims.items()})
-    for judge, residency_s in ((alike, RESIDENCY_S), (book, TURN_S)):
+    judges = [(book.weighed({n: replace(c, suffered=0.0) for n, c in claims.items()}), RESIDENCY_S)]
+    if any(c.suffered for c in claims.values()):
+        judges.append((book, TURN_S))
+    for judge, residency_s in judges:
         proposal = judge.best()
         # Who has their turn keeps it until it is no longer theirs by what all suffered.
         theirs = book.rank(proposal) <= book.rank(best)
