@@ -43,6 +43,8 @@ _FULL = 0.95
 _FULL_SERVICES = 3.0
 """Services that fit into the stable window, at least, for what is completed in it to say what can be done."""
 _SURE_Z = 3.0
+_MOST_FACTOR = 1e9
+"""Times its target that an external metric counts at most."""
 _RESOURCE_WORDS = {"cpu": "CPU", "memory": "memory", "deviceMemory": "device memory"}
 
 
@@ -282,12 +284,14 @@ def _external(metric: ExternalTarget, scene: Scene) -> Say:
     if known is None or known.value is None:
         return _missing(name, target, f"{name} is missing: {known.note if known else 'nobody measured it'}")
     value = known.value
+    # Whatever nonsense somebody else measures, the count stays a number.
+    factor = min(max(0.0, value) / target, _MOST_FACTOR)
     if metric.type == "AverageValue":
-        need = max(0.0, value) / target
+        need = factor
         return _say(name, value, target, need, need, scene.current, f"{name} at {value:.3g} at {target:g} per replica")
     if ready == 0:
         return Say(SignalReading(name, value, target, None, f"{name}: no replica is ready yet"), 0.0, 0.0)
-    up = down = max(0.0, value) / target * ready
+    up = down = factor * ready
     if value > target:
         # How far the replicas that are still to come lower it is not known yet.
         down = math.inf

@@ -639,6 +639,8 @@ def test_several_queries_are_told_apart_by_name() -> None:
 def test_where_prometheus_is_has_to_be_an_address(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"spec\.prometheus\.url: 'prometheus:9090'"):
         parse_documents([changed(fleet_document(), "spec.prometheus", {"url": "prometheus:9090"})])
+    with pytest.raises(SpecError, match=r"'http://p/\?x=1' is no address; write http://"):
+        parse_documents([changed(fleet_document(), "spec.prometheus", {"url": "http://p/?x=1"})])
     file = tmp_path / "fleet.yaml"
     given = {"url": "http://127.0.0.1:9090", "bearerTokenFile": "token"}
     file.write_text(yaml.safe_dump(changed(fleet_document(), "spec.prometheus", given)))

@@ -49,6 +49,7 @@ class Prometheus:
                 queries = self._queries()
                 for query in self._state.answers.keys() - queries:
                     del self._state.answers[query]
+                self._failing &= queries
                 if terms is None or not queries:
                     await asyncio.sleep(IDLE_S)
                     continue
@@ -144,7 +145,7 @@ def _single(data: Any) -> float:
         raise NoAnswer(f"the query gives a {kind or 'result of no type'}, not a number")
     try:
         value = float(result[1]) if isinstance(result, list) else math.nan
-    except (TypeError, ValueError, LookupError):
+    except (TypeError, ValueError, LookupError, OverflowError):
         raise NoAnswer("its answer holds no number") from None
     if not math.isfinite(value):
         raise NoAnswer(f"the query gives {value}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from tangram.spec.base import API_VERSION, Doc, Metadata, Name, refuse_twice
 from tangram.spec.quantity import MiB, MilliCPU, mib_text
@@ -89,13 +90,22 @@ class GatewaySpec(Doc):
 class PrometheusSpec(Doc):
     """The server that metrics of type `prometheus` are asked of."""
 
-    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s/]+[^\s]*$", max_length=1000)]
+    url: Annotated[str, StringConstraints(max_length=1000)]
     """Where its API is, without `/api/v1`; for example http://127.0.0.1:9090."""
     period_seconds: Annotated[float, Field(ge=1, le=3600)] = 15.0
     """Between two times that it is asked. What is older than three of them is not used."""
     timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 5.0
     bearer_token_file: str | None = None
     """Sent as `Authorization: Bearer`; read each time, relative to the fleet's file."""
+
+    @field_validator("url")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", value):
+            raise ValueError(
+                f"{value!r} is no address; write http:// or https://, host and port, and nothing from a ? or # on"
+            )
+        return value
 
 
 class FleetSpec(Doc):

@@ -163,6 +163,12 @@ def test_an_external_level_asks_for_replicas_in_proportion(timeline):
     assert reading(low.last, "fill").replicas == 2
 
 
+@pytest.mark.parametrize("kind", ["AverageValue", "Value"])
+def test_an_external_metric_without_measure_asks_for_the_most_there_may_be(timeline, kind):
+    model = timeline(ready=2, max_replicas=6, external=(ExternalTarget("bytes", 0.001, kind),))
+    assert model.run(60, external=(External("bytes", 1e308),))[-1] == 6
+
+
 def test_an_external_metric_that_is_missing_blocks_the_way_down_and_not_up(timeline):
     model = timeline(ready=4, external=(ExternalTarget("waiting", 4.0),))
     gone = External("waiting", None, "Prometheus gives no answer: refused")

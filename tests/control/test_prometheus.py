@@ -122,6 +122,7 @@ async def test_one_number_is_an_answer(server: Any, answer: Any, value: float) -
         (200, vector("NaN"), "the query gives nan"),
         (200, vector("+Inf"), "the query gives inf"),
         (200, vector(None), "holds no number"),
+        (200, vector(10**400), "holds no number"),
         (200, {"status": "success", "data": {"resultType": "matrix", "result": []}}, "gives a matrix, not a number"),
         (200, {"status": "success", "data": {"resultType": "vector", "result": [7]}}, "gives nan"),
         (400, {"status": "error", "errorType": "bad_data", "error": "parse error at char 3"}, "400: parse error"),
