@@ -33,7 +33,7 @@ from tangram.control.instances import Instances
 from tangram.control.measure import claim_of, external, measure_model, most_boost, supply_of
 from tangram.control.memories import Memories
 from tangram.control.records import Records, event_of
-from tangram.control.state import ControllerState, free_slots
+from tangram.control.state import ControllerState, ModelState, free_slots
 from tangram.control.store import Store
 from tangram.control.views import EventView
 from tangram.core import convert, planner, plans
@@ -91,6 +91,8 @@ class ControlLoop:
         self._memories = Memories(state, store)
         self._instances = Instances(state, store, backend, self._records.unrecorded, self.nudge)
         self._ejections = Ejections()
+        self._unadvised: set[str] = set()
+        """Models that the autoscaler failed on when it was last asked."""
         self._next_tidy = 0.0
         self._planned_at = 0.0
         self._next_tick = 0.0
@@ -202,17 +204,30 @@ class ControlLoop:
         for entry in self.state.models.values():
             if not measure and not entry.woken and not entry.changed and entry.recommendation is not None:
                 continue
-            if measure:
-                seen = measure_model(self.state, entry, monotonic)
+            try:
+                self._advise(entry, monotonic, at, measure=measure)
+            except Exception:
+                # The others go on. Without any advice, though, the model would be taken for deleted.
+                if entry.recommendation is None:
+                    raise
+                if entry.model.name not in self._unadvised:
+                    log.exception("%s keeps its count: no recommendation can be made", entry.model.name)
+                self._unadvised.add(entry.model.name)
             else:
-                known = external(self.state, entry.model, monotonic)
-                seen = Sample(0.0, 0, wake=entry.woken, external=known)
-            supply = supply_of(self.state, entry)
-            growth = most_boost(self.state, entry.model)
-            policy = convert.scaling_policy(entry.model, advise=self.state.advise, most_boost=growth)
-            advice, entry.policy_state = recommend(policy, supply, seen, entry.policy_state, monotonic, at)
-            entry.take(advice, supply.ready + supply.starting)
+                self._unadvised.discard(entry.model.name)
             entry.woken = entry.changed = False
+
+    def _advise(self, entry: ModelState, monotonic: float, at: datetime, *, measure: bool) -> None:
+        if measure:
+            seen = measure_model(self.state, entry, monotonic)
+        else:
+            known = external(self.state, entry.model, monotonic)
+            seen = Sample(0.0, 0, wake=entry.woken, external=known)
+        supply = supply_of(self.state, entry)
+        growth = most_boost(self.state, entry.model)
+        policy = convert.scaling_policy(entry.model, advise=self.state.advise, most_boost=growth)
+        advice, entry.policy_state = recommend(policy, supply, seen, entry.policy_state, monotonic, at)
+        entry.take(advice, supply.ready + supply.starting)
 
     def _plan(self, now: float, monotonic: float) -> plans.Plan:
         state = self.state

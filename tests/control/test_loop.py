@@ -529,6 +529,26 @@ async def test_ten_models_share_a_fleet_that_holds_fewer_than_they_want(world: W
     assert told.latest.shared.startswith("granted ")
 
 
+async def test_a_model_whose_count_cannot_be_worked_out_keeps_it_and_the_others_go_on(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def overflows(policy: Any, *rest: Any) -> Any:
+        if policy.max_replicas == 7:
+            raise OverflowError("its rate is beyond all measure")
+        return recommend(policy, *rest)
+
+    world.declare("ill", minReplicas=2, maxReplicas=7)
+    world.declare("well", minReplicas=1)
+    await world.turn()
+    world.node.all_ready()
+    monkeypatch.setattr("tangram.control.loop.recommend", overflows)
+    world.declare("well", minReplicas=2)
+    for _ in range(3):
+        await world.turn()
+    assert sorted(world.phases()) == ["ill-1", "ill-2", "well-1", "well-2"]
+    assert caplog.text.count("ill keeps its count") == 1
+
+
 async def test_a_model_for_which_room_is_being_made_is_not_said_to_fail(world: World) -> None:
     world.declare(replicas=1)
     await world.turn()
