@@ -42,7 +42,8 @@ def decide(at: float, model: str, recommendation: Recommendation, desired: int, 
     actions = [a for a in plan.actions if _model_of(a) == model]
     refused = [str(r) for r in plan.refusals.get(model, ())]
     counted = [
-        f"{refused.count(text)} x {text}" if refused.count(text) > 1 else text for text in dict.fromkeys(refused)
+        f"{text} ({refused.count(text)} replicas)" if refused.count(text) > 1 else text
+        for text in dict.fromkeys(refused)
     ]
     return Decision(
         at=at,

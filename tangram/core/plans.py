@@ -130,7 +130,7 @@ class Share:
         text = f"granted {self.granted} of {self.wanted} wanted: the fleet cannot hold what all models want"
         if self.granted >= self.wanted:
             return text
-        return f"{text}; one more would spare about {self.value:.3g} late requests/s here, less than where it is"
+        return f"{text}; one more would spare about {self.value:.3g} late requests/s"
 
 
 @dataclass(frozen=True, slots=True)

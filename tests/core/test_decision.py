@@ -46,7 +46,7 @@ def test_equal_refusals_are_counted_and_waiting_is_kept_apart() -> None:
     refusal = NoFit(REQUEST, (ClassRefusal("virtual", 2, "memory", text="100 MiB wanted, 50 free"),))
     plan = Plan(refusals={"m": (refusal, refusal, refusal)}, waiting={"m": "next attempt in 10 s"})
     decision = decide(5.0, "m", wanted(4), 4, plan, live=1)
-    assert decision.refused == (f"3 x {refusal}",)
+    assert decision.refused == (f"{refusal} (3 replicas)",)
     assert decision.waiting == "next attempt in 10 s"
     assert (decision.granted, decision.eventful) == (1, False)
     assert decide(5.0, "other", wanted(4), 4, plan, live=1).refused == ()
