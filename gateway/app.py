@@ -19,6 +19,7 @@ from typing import Final
 from aiohttp import web
 
 from gateway.clients import ClientConnection, ClientServer
+from gateway.fastpath import FastServer
 from gateway.listener import BACKLOG
 from gateway.proxy import Proxy
 
@@ -31,14 +32,22 @@ class Front:
     """The server of clients' requests."""
 
     def __init__(
-        self, proxy: Proxy, listener: socket.socket, tls: ssl.SSLContext | None = None, *, siblings: bool = False
+        self,
+        proxy: Proxy,
+        listener: socket.socket,
+        tls: ssl.SSLContext | None = None,
+        *,
+        siblings: bool = False,
+        fast: bool = True,
     ) -> None:
-        """`siblings` says whether other workers take connections on the same port."""
+        """`siblings` says whether other workers take connections on the same port, `fast` whether plain requests take
+        the fast path.
+        """
         self._proxy = proxy
         self._siblings = siblings
         self._tls = tls
         self._listener = listener
-        self._server = ClientServer(proxy)
+        self._server = FastServer(proxy) if fast else ClientServer(proxy)
         self._listening: asyncio.Server | None = None
         self._hastened = False
         self.port: int = listener.getsockname()[1]

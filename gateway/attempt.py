@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from http import HTTPStatus
 from time import monotonic
 
 import h11
@@ -207,15 +206,9 @@ class Attempt:
                     raise Broken("the endpoint switched protocols unasked")
                 break
             if event.status_code != 100:
-                x.inform(event.status_code, event.reason or phrase(event.status_code), event.headers.raw_items())
+                x.inform(
+                    event.status_code, event.reason or headers.phrase(event.status_code), event.headers.raw_items()
+                )
         assert isinstance(event, h11.Response | h11.InformationalResponse)
         self._engine.dispatcher.answering(self.lease, monotonic())
         return event
-
-
-def phrase(status: int) -> bytes:
-    """The usual words for a status."""
-    try:
-        return HTTPStatus(status).phrase.encode("ascii")
-    except ValueError:
-        return b"Unknown"

@@ -27,6 +27,7 @@ from aiohttp.http_exceptions import LineTooLong
 
 from gateway import headers, heads
 from gateway.exchange import SENT
+from gateway.handover import Handover
 from gateway.proxy import Proxy
 
 log = logging.getLogger("gateway.app")
@@ -131,6 +132,10 @@ class ClientConnection(web.RequestHandler):
         """
         return self._body is body and body.is_eof() and not self._failed and self._last == _PLAIN_END
 
+    def take_over(self) -> Handover | None:
+        """What the fast path did with the request that is now handled; here there is no fast path."""
+        return None
+
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """True keeps the connection open for the answer."""
         request = self._current_request
@@ -221,9 +226,14 @@ class ClientConnection(web.RequestHandler):
         if self.transport is not None:
             self.transport.abort()
 
+    @property
+    def deaf(self) -> bool:
+        """Whether nothing is read from the client at present."""
+        return self._reading_paused or self._buffer_paused
+
     def look(self) -> None:
         """End the connection if its client left while nothing was read from it."""
-        if self.transport is None or not (self._reading_paused or self._buffer_paused):
+        if self.transport is None or not self.deaf:
             return
         raw = self.transport.get_extra_info("socket")
         if raw is None or raw.family not in _INET:
@@ -298,6 +308,9 @@ class ClientServer(web.Server):
     def __call__(self) -> web.RequestHandler:
         if self._looking is None:
             self._looking = self._loop.call_later(_LOOK_S, self._look)
+        return self._connection()
+
+    def _connection(self) -> ClientConnection:
         return ClientConnection(self, loop=self._loop, **self._kwargs)
 
     def _look(self) -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import Final
 
 from gateway import routing, shedding, splitting
-from gateway.leases import BLAMELESS, Effects, Lease, Outcome, Served
+from gateway.leases import BLAMELESS, NOTHING, Effects, Lease, Outcome, Served
 from gateway.limits import Limits
 from gateway.meter import Meter
 from gateway.refusal import Refusal
@@ -30,6 +30,9 @@ from gateway.wire import Removal, Report, SettingsUpdate, Snapshot, Update, Vers
 
 #: How often a worker looks whether another has released a place, while one of its own requests waits for it.
 FOREIGN_POLL_S: Final = 0.005
+
+
+_ANSWERED: Final = Outcome.ANSWERED
 
 
 class Dispatcher:
@@ -193,7 +196,13 @@ class Dispatcher:
 
     def lease_now(self, served: Served, now: float, besides: routing.Endpoint | None = None) -> Lease | None:
         """A place free at this moment, for what does not wait; or one at another endpoint, for what is at `besides`."""
-        return None if served.room.count else self._lease(served, now, None, besides=besides)
+        if served.room.count:
+            return None
+        if besides is None:
+            endpoint = served.route.acquire(self.limits, now, self._rng)
+        else:
+            endpoint = served.route.acquire_other(besides, self.limits, now, self._rng)
+        return None if endpoint is None else self._let(served, endpoint, now)
 
     def choose_version(self, served: Served, key: str) -> Served:
         """The model that a request for `served` goes to: itself, or one of its weighted versions."""
@@ -225,7 +234,11 @@ class Dispatcher:
         """The request of a lease was sent whole: from now on the endpoint is what is waited for."""
         if lease.open and lease.sent_at is None and not lease.begun:
             lease.sent_at = now
-            lease.endpoint.vitals.sent(now)
+            vitals = lease.endpoint.vitals
+            if vitals.awaited:
+                vitals.awaited += 1
+            else:
+                vitals.sent(now)
 
     def answering(self, lease: Lease, now: float) -> None:
         """The first byte of an answer came."""
@@ -235,6 +248,42 @@ class Dispatcher:
         if lease.open and not lease.begun:
             lease.begun = True
             lease.endpoint.vitals.begun += 1
+
+    def answered(self, lease: Lease, now: float) -> Effects:
+        """`answering`, then `release` with ANSWERED: for an answer that came in one piece."""
+        served, endpoint, sent_at = lease.served, lease.endpoint, lease.sent_at
+        vitals = endpoint.vitals
+        if (
+            sent_at is None
+            or not lease.open
+            or lease.begun
+            or vitals.errors
+            or vitals.trial
+            or vitals.ejections
+            or endpoint.backoff_s
+            or self._unsettled(served, endpoint)
+        ):
+            self.answering(lease, now)
+            return self.release(lease, _ANSWERED, now)
+        # All is in order: what is left of the two.
+        lease.open = False
+        vitals.answering(now - sent_at, now)
+        lease.sent_at = None
+        self.limits.release(endpoint)
+        lease.meter.flight.add(-1, now)
+        lease.meter.completions += 1
+        return NOTHING
+
+    def _unsettled(self, served: Served, endpoint: routing.Endpoint) -> bool:
+        """Whether a request less may concern anybody else."""
+        return bool(
+            self._waiting
+            or self._ailing
+            or endpoint.draining
+            or endpoint.removed
+            or served.removed
+            or served.route.detector.out
+        )
 
     def release(self, lease: Lease, outcome: Outcome, now: float) -> Effects:
         """Give back a lease: the one place where requests in flight become fewer."""
@@ -246,9 +295,8 @@ class Dispatcher:
         lease.open = False
         served, endpoint, meter = lease.served, lease.endpoint, lease.meter
         self.limits.release(endpoint)
-        served.meter.flight.add(-1, now)
         meter.flight.add(-1, now)
-        if outcome is Outcome.ANSWERED or outcome is Outcome.ERROR:
+        if outcome is _ANSWERED or outcome is Outcome.ERROR:
             meter.completions += 1
             if outcome is Outcome.ERROR:
                 meter.failures += 1
@@ -258,6 +306,8 @@ class Dispatcher:
             if outcome is not Outcome.TIMED_OUT:
                 endpoint.fail(now, unreachable=outcome is Outcome.UNREACHABLE)
         self._examine(lease, outcome, now)
+        if not self._unsettled(served, endpoint):
+            return NOTHING
         effects = Effects()
         if endpoint.leaving:
             served.route.forget(endpoint)
@@ -363,25 +413,17 @@ class Dispatcher:
             self.evicted.append((victim, self._overflow(served, now)))
         return True
 
-    def _lease(
-        self,
-        served: Served,
-        now: float,
-        entered: float | None,
-        key: str = "",
-        besides: routing.Endpoint | None = None,
-    ) -> Lease | None:
-        if besides is None:
-            endpoint = served.route.acquire(self.limits, now, self._rng, key)
-        else:
-            endpoint = served.route.acquire_other(besides, self.limits, now, self._rng)
-        if endpoint is None:
-            return None
-        meter = served.meter.endpoint(endpoint.id, now)
+    def _let(self, served: Served, endpoint: routing.Endpoint, now: float) -> Lease:
+        meter = served.meter.endpoints.get(endpoint.id) or served.meter.endpoint(endpoint.id, now)
         meter.requests += 1
         meter.flight.add(1, now)
-        served.meter.flight.add(1, now)
-        lease = Lease(served, endpoint, meter, now)
+        return Lease(served, endpoint, meter, now)
+
+    def _lease(self, served: Served, now: float, entered: float | None, key: str = "") -> Lease | None:
+        endpoint = served.route.acquire(self.limits, now, self._rng, key)
+        if endpoint is None:
+            return None
+        lease = self._let(served, endpoint, now)
         if entered is not None:
             since = served.route.usable_since
             lease.start_s = max(0.0, min(now, since if since is not None else now) - entered)

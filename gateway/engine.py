@@ -7,10 +7,10 @@ from collections.abc import Callable
 from time import monotonic
 
 from gateway.dispatch import Dispatcher
-from gateway.leases import Effects, Lease, Outcome, Served
+from gateway.leases import NOTHING, Effects, Lease, Outcome, Served
+from gateway.pools import Pools
 from gateway.probing import Prober
 from gateway.refusal import Refusal
-from gateway.upstream import Pools
 from gateway.waiting import ANYONE, Claim, Ticket
 
 
@@ -97,9 +97,15 @@ class Engine:
         elif isinstance(result, Lease):
             self.release(result, Outcome.ABANDONED)
 
-    def release(self, lease: Lease, outcome: Outcome) -> None:
+    def release(self, lease: Lease, outcome: Outcome, now: float | None = None) -> None:
         """Give back a lease, and wake whom that helps."""
-        self.carry_out(self.dispatcher.release(lease, outcome, monotonic()))
+        effects = self.dispatcher.release(lease, outcome, monotonic() if now is None else now)
+        if effects is not NOTHING:
+            self.follow(effects)
+
+    def follow(self, effects: Effects) -> None:
+        """Carry out what a release led to."""
+        self.carry_out(effects)
         if self.dispatcher.ailing:
             self._prober.expect()
 

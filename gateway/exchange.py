@@ -21,6 +21,7 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import HttpVersion10, HttpVersion11
 
 from gateway import headers, heads
+from gateway.handover import Handover
 from gateway.protocols import ErrorShape, plain_error
 from gateway.tenants import Tenant
 
@@ -66,6 +67,9 @@ class Connected(Protocol):
     def ended_plainly(self, body: StreamReader) -> bool:
         """Whether another request may follow one whose body came in chunks."""
 
+    def take_over(self) -> Handover | None:
+        """What the fast path did with the request that is now handled, if it began it."""
+
 
 class Exchange:
     """A client's request and the state of its answer."""
@@ -90,6 +94,8 @@ class Exchange:
         self.until: float | None = None
         """When the client, by its own account, waits no longer."""
         self.websocket = request.method == "GET" and self.http11 and headers.wants_websocket(request.raw_headers)
+        self.begun: Handover | None = None
+        """What the fast path did with it, until that is taken over."""
         self._stall_s = stall_s
         self._chunked = False
         self._proceeded = False
@@ -171,7 +177,7 @@ class Exchange:
         self.status = status
         fields.append((b"X-Request-Id", self.id.encode("ascii")))
         if self.model:
-            fields.append((b"Server-Timing", self._timing()))
+            fields.append((b"Server-Timing", timing(self.queue_s, self.start_s, self.upstream_s)))
         if length is not None:
             fields.append((b"Content-Length", b"%d" % length))
         elif not bodiless:
@@ -239,14 +245,7 @@ class Exchange:
     ) -> web.StreamResponse:
         """The gateway's own answer, a JSON document."""
         body = json.dumps(document).encode() + b"\n"
-        fields: headers.Fields = [
-            (b"Content-Type", b"application/json"),
-            (b"Date", formatdate(usegmt=True).encode("ascii")),
-        ]
-        if status == 401:
-            fields.append((b"WWW-Authenticate", b"Bearer"))
-        if retry_after_s is not None:
-            fields.append((b"Retry-After", b"%d" % retry_after_s))
+        fields = own_fields(status, retry_after_s)
         if close or (not self._proceeded and "Expect" in self.request.headers and not self.request.content.is_eof()):
             # A client that waits for 100 may send its body or not: only the end of the connection is unambiguous.
             self.keep_alive = False
@@ -263,8 +262,23 @@ class Exchange:
         """An error, in the protocol's shape."""
         return self.answer(status, self.shape(status, message, reason), retry_after_s=retry_after_s, close=close)
 
-    def _timing(self) -> bytes:
-        text = f"queue;dur={self.queue_s * 1e3:.1f}, start;dur={self.start_s * 1e3:.1f}"
-        if self.upstream_s is not None:
-            text += f", upstream;dur={self.upstream_s * 1e3:.1f}"
-        return text.encode("ascii")
+
+def own_fields(status: int, retry_after_s: int | None) -> headers.Fields:
+    """Fields of an answer of the gateway's own, without those that every answer has."""
+    fields: headers.Fields = [
+        (b"Content-Type", b"application/json"),
+        (b"Date", formatdate(usegmt=True).encode("ascii")),
+    ]
+    if status == 401:
+        fields.append((b"WWW-Authenticate", b"Bearer"))
+    if retry_after_s is not None:
+        fields.append((b"Retry-After", b"%d" % retry_after_s))
+    return fields
+
+
+def timing(queue_s: float, start_s: float, upstream_s: float | None) -> bytes:
+    """The field Server-Timing."""
+    text = f"queue;dur={queue_s * 1e3:.1f}, start;dur={start_s * 1e3:.1f}"
+    if upstream_s is not None:
+        text += f", upstream;dur={upstream_s * 1e3:.1f}"
+    return text.encode("ascii")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from http import HTTPStatus
 from typing import Final
 
 Fields = list[tuple[bytes, bytes]]
@@ -133,3 +134,11 @@ def serialize(status: int, reason: bytes, fields: Iterable[tuple[bytes, bytes]])
     lines = [b"HTTP/1.1 %d %s" % (status, reason)]
     lines += [name + b": " + value for name, value in fields]
     return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+def phrase(status: int) -> bytes:
+    """What a status is called, for answers that do not say."""
+    try:
+        return HTTPStatus(status).phrase.encode("ascii")
+    except ValueError:
+        return b"Unknown"

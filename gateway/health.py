@@ -134,7 +134,8 @@ class OutlierDetector:
         """Ejections so far."""
         self.out = 0
         """Endpoints that are ejected now."""
-        self._next_review = 0.0
+        self.next_review = 0.0
+        """When slowness and silence are looked for next."""
 
     def failed(self, patient: Patient, peers: Sequence[Patient], now: float, *, unreachable: bool) -> bool:
         """A request failed for the endpoint's fault; whether that ejects it. `peers` are all, itself included."""
@@ -158,9 +159,9 @@ class OutlierDetector:
 
     def review(self, peers: Sequence[Patient], now: float) -> None:
         """Look for endpoints that are slow or silent; does nothing until a quarter of a second after the last look."""
-        if now < self._next_review:
+        if now < self.next_review:
             return
-        self._next_review = now + REVIEW_S
+        self.next_review = now + REVIEW_S
         factor = self.policy.slow_factor
         if not factor or len(peers) < 2:
             return

@@ -53,23 +53,27 @@ class Served:
     removed: bool = False
 
 
-@dataclass(slots=True, eq=False)
 class Lease:
     """One place in flight at an endpoint; given back exactly once."""
 
-    served: Served
-    endpoint: routing.Endpoint
-    meter: EndpointMeter
-    since: float
     queue_s: float = 0.0
     """Waited while there was a usable endpoint."""
     start_s: float = 0.0
     """Waited while there was none."""
-    open: bool = True
-    sent_at: float | None = None
+    open: bool
+    sent_at: float | None
     """When the request was sent whole; None before, and once an answer has begun."""
-    begun: bool = False
+    begun: bool
     """Whether an answer has begun."""
+
+    def __init__(self, served: Served, endpoint: routing.Endpoint, meter: EndpointMeter, since: float) -> None:
+        self.served = served
+        self.endpoint = endpoint
+        self.meter = meter
+        self.since = since
+        self.open = True
+        self.sent_at = None
+        self.begun = False
 
 
 @dataclass(slots=True)
@@ -89,3 +93,7 @@ class Effects:
         self.refused += other.refused
         self.wakes += other.wakes
         self.report |= other.report
+
+
+#: Nothing is to be done, and nobody waits.
+NOTHING: Final = Effects()

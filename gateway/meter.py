@@ -64,6 +64,29 @@ class Level:
         return self._busy + (max(0.0, now - self._since) if self.value else 0.0)
 
 
+class Total:
+    """Requests in flight of a model: those of its endpoints, the forgotten ones included."""
+
+    __slots__ = ("_area", "_endpoints")
+
+    def __init__(self, endpoints: dict[str, EndpointMeter]) -> None:
+        self._endpoints = endpoints
+        self._area = 0.0
+
+    @property
+    def value(self) -> int:
+        """The number."""
+        return sum(e.flight.value for e in self._endpoints.values())
+
+    def area(self, now: float) -> float:
+        """Integral up to now."""
+        return self._area + sum(e.flight.area(now) for e in self._endpoints.values())
+
+    def forget(self, id: str, now: float) -> None:
+        """Forget an endpoint but for what it adds up to."""
+        self._area += self._endpoints.pop(id).flight.area(now)
+
+
 class EndpointMeter:
     """Figures of one endpoint."""
 
@@ -110,8 +133,8 @@ class ModelMeter:
         self.buckets = [0] * (len(LATENCY_BOUNDS) + 1)
         self.codes: dict[int, int] = {}
         self.queue = Level(now)
-        self.flight = Level(now)
         self.endpoints: dict[str, EndpointMeter] = {}
+        self.flight = Total(self.endpoints)
         self.removed = False
         self._last: ModelCounters | None = None
 
@@ -124,19 +147,25 @@ class ModelMeter:
 
     def finish(self, ending: Ending, code: int, seconds: float, reason: str = "") -> None:
         """A request has ended; `seconds` since its arrival, `reason` of a refusal."""
-        self.codes[code] = self.codes.get(code, 0) + 1
         if ending is Ending.COMPLETED:
-            self.completions += 1
-            self.latency_s += seconds
-            self.buckets[bisect_left(LATENCY_BOUNDS, seconds)] += 1
-            if code >= 500:
-                self.errors += 1
-        elif ending is Ending.FAILED:
+            self.complete(code, seconds)
+            return
+        self.codes[code] = self.codes.get(code, 0) + 1
+        if ending is Ending.FAILED:
             self.errors += 1
         elif ending is Ending.REFUSED:
             self.refused[reason] = self.refused.get(reason, 0) + 1
         elif ending is Ending.CANCELLED:
             self.cancelled += 1
+
+    def complete(self, code: int, seconds: float) -> None:
+        """A request was answered in full."""
+        self.codes[code] = self.codes.get(code, 0) + 1
+        self.completions += 1
+        self.latency_s += seconds
+        self.buckets[bisect_left(LATENCY_BOUNDS, seconds)] += 1
+        if code >= 500:
+            self.errors += 1
 
     @property
     def idle(self) -> bool:
@@ -169,10 +198,10 @@ class ModelMeter:
         self._last = counters
         return counters
 
-    def settle(self) -> None:
+    def settle(self, now: float) -> None:
         """Forget endpoints that were removed and are done."""
         for id in [e.id for e in self.endpoints.values() if e.removed and not e.flight.value]:
-            del self.endpoints[id]
+            self.flight.forget(id, now)
 
 
 class Meter:
@@ -206,7 +235,7 @@ class Meter:
                 counters = meter.counters(now)
             if counters is not None:
                 models.append(counters)
-            meter.settle()
+            meter.settle(now)
             if meter.removed and meter.idle:
                 del self.models[meter.name]
         return Report(

@@ -30,10 +30,11 @@ import h11
 from aiohttp import web
 
 from gateway import headers
-from gateway.attempt import FAULTS, Attempt, Outgoing, phrase
+from gateway.attempt import FAULTS, Attempt, Outgoing
 from gateway.body import Body
 from gateway.engine import Engine
 from gateway.exchange import Exchange
+from gateway.handover import Handover
 from gateway.leases import Lease, Outcome, Served
 from gateway.meter import CLIENT_LEFT, Ending
 from gateway.protocols import Route
@@ -99,6 +100,12 @@ class Passage:
         self._fresh = False
         self._failure = ""
         self._fault = 400
+
+    def go_on(self, begun: Handover) -> None:
+        """Go on where the fast path stopped."""
+        self._entered = begun.entered
+        self._repeats_left = max(0, self._repeats_left - begun.repeats)
+        self._fresh = begun.repeats > 0
 
     async def run(self, result: Result) -> web.StreamResponse:
         """Send the request until it is answered, and say in `result` how it ended."""
@@ -229,7 +236,7 @@ class Passage:
             length = None
         return self._x.head(
             response.status_code,
-            response.reason or phrase(response.status_code),
+            response.reason or headers.phrase(response.status_code),
             headers.downward(response.headers.raw_items()),
             length=length,
             bodiless=bodiless,

@@ -11,7 +11,7 @@ import logging
 from dataclasses import replace
 from random import Random
 from time import monotonic
-from typing import Final
+from typing import Final, cast
 
 from aiohttp import web
 
@@ -19,7 +19,8 @@ from gateway import headers, heads, splitting
 from gateway.body import REPLAY_BYTES, Body, TooLarge, TooSlow
 from gateway.deadlines import BadTimeout, client_timeout
 from gateway.engine import Engine
-from gateway.exchange import BadTarget, ClientLeft, Exchange
+from gateway.exchange import BadTarget, ClientLeft, Connected, Exchange
+from gateway.handover import Handover
 from gateway.leases import Served
 from gateway.meter import CLIENT_LEFT, Ending
 from gateway.mirror import Copy, Mirror
@@ -63,8 +64,11 @@ class Proxy:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request of a client."""
-        request_id = headers.request_id(request.raw_headers) or self.new_id()
-        x = Exchange(request, request_id, monotonic(), closing=self.closing, stall_s=self.timeouts.stall_s)
+        begun = cast(Connected, request.protocol).take_over()
+        request_id = begun.id if begun else headers.request_id(request.raw_headers) or self.new_id()
+        arrival = begun.arrival if begun else monotonic()
+        x = Exchange(request, request_id, arrival, closing=self.closing, stall_s=self.timeouts.stall_s)
+        x.begun = begun
         try:
             fault = heads.inspect(
                 request.method, request.version, request.raw_headers, target_bytes=len(request.raw_path)
@@ -92,6 +96,18 @@ class Proxy:
             return self._local(x, route)
         except ClientLeft:
             return x.abandon()
+        finally:
+            if x.begun is not None:
+                self.forsake(x.begun, x.status or CLIENT_LEFT)
+
+    def forsake(self, begun: Handover, code: int) -> None:
+        """Nobody goes on with a request that the fast path began."""
+        now = monotonic()
+        if begun.permit is not None:
+            self.dispatcher.tenants.release(begun.permit, code, now)
+        if begun.counted is not None:
+            ending = Ending.CANCELLED if code == CLIENT_LEFT else Ending.REJECTED
+            begun.counted.meter.finish(ending, code, now - begun.arrival)
 
     def _local(self, x: Exchange, route: Route) -> web.StreamResponse:
         dispatcher = self.dispatcher
@@ -168,16 +184,18 @@ class Proxy:
         x.model = served.meter.name
         key = _sticky_key(x, served)
         claim, held, result = ANYONE, None, Result()
+        begun, x.begun = x.begun, None
         if x.tenant is not None:
-            permit = self.dispatcher.tenants.admit(x.tenant, served.meter.name, x.arrival)
-            if isinstance(permit, Refusal):
-                served.meter.finish(Ending.REFUSED, permit.status, 0.0, permit.reason)
-                return x.refuse(permit.status, permit.message, permit.reason, retry_after_s=permit.retry_after_s)
-            claim, held = x.tenant.claim, permit
+            permit = begun.permit if begun is not None else None
+            answer = permit or self.dispatcher.tenants.admit(x.tenant, served.meter.name, x.arrival)
+            if isinstance(answer, Refusal):
+                served.meter.finish(Ending.REFUSED, answer.status, 0.0, answer.reason)
+                return x.refuse(answer.status, answer.message, answer.reason, retry_after_s=answer.retry_after_s)
+            claim, held = x.tenant.claim, answer
         if key:
             claim = replace(claim, key=key)
         try:
-            return await self._pass_on(x, route, host, body, named, served, claim, result)
+            return await self._pass_on(x, route, host, body, named, served, claim, result, begun)
         finally:
             if held is not None:
                 self.dispatcher.tenants.release(held, result.code, monotonic())
@@ -192,6 +210,7 @@ class Proxy:
         asked: Served,
         claim: Claim,
         result: Result,
+        begun: Handover | None,
     ) -> web.StreamResponse:
         served = self.dispatcher.choose_version(asked, claim.key)
         renamed = served.route.entry.rename_aliases and named.name != served.meter.name
@@ -200,12 +219,15 @@ class Proxy:
             route = replace(route, target=splitting.target_of(route.target, x.model))
             if route.answer is Answer.BODY:
                 named.rename(body, x.model)
-        served.meter.arrivals += 1
+        if begun is None or begun.counted is None:
+            served.meter.arrivals += 1
         mirror = "" if x.websocket else self._mirror_of(asked)
         entry = served.route.entry
         safe = route.repeatable or entry.retry_all_methods
         body.keep = bool(mirror) or (safe and (entry.retry_attempts > 0 or entry.hedge is not None))
         passage = Passage(self.engine, x, route, host, body, served, safe=safe, claim=claim)
+        if begun is not None:
+            passage.go_on(begun)
         try:
             return await passage.run(result)
         except ClientLeft:

@@ -61,6 +61,8 @@ class Endpoint:
     canary: bool = False
     pull: float = 1.0
     """Weight, less what slow start still holds back."""
+    pool: object = None
+    """Where a shell keeps its connections to this address; not looked at here."""
 
     @classmethod
     def of(cls, entry: EndpointEntry) -> Endpoint:
@@ -72,6 +74,7 @@ class Endpoint:
     def take(self, entry: EndpointEntry) -> None:
         """Follow the table."""
         if (self.host, self.port) != (entry.host, entry.port):
+            self.pool = None
             self.succeed()
             self.vitals = Vitals(joined=self.vitals.joined, awaited=self.vitals.awaited, begun=self.vitals.begun)
         self.host, self.port = entry.host, entry.port
@@ -182,12 +185,20 @@ class Model:
 
         Requests with the same `key` get the same endpoint as long as it is in service and has room.
         """
-        self.detector.review(self.usable, now)
+        if now >= self.detector.next_review:
+            self.detector.review(self.usable, now)
         if self._ramping:
             self._ramp(now)
         percent = self.entry.canary_percent
         if percent is None:
-            return self._among(self.usable, limits, now, rng, key)
+            usable = self.usable
+            if len(usable) == 1 and not key:
+                # The usual case of a small model, and what the general one comes to.
+                only = usable[0]
+                vitals = only.vitals
+                if only.suspended_until <= now and vitals.ejected is None and not vitals.trial:
+                    return only if limits.acquire(only) else None
+            return self._among(usable, limits, now, rng, key)
         canaries = [e for e in self.usable if e.canary]
         others = [e for e in self.usable if not e.canary]
         if canaries and 100 * (point(key, self.entry.name) if key else rng.random()) < percent:

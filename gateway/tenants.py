@@ -71,20 +71,35 @@ class Tenant:
         self.in_flight = 0
         self.quotas: dict[str, Quota] = {}
         """By model; "": over all."""
+        self._chains: dict[str, list[Quota]] = {}
+
+    def chain(self, model: str) -> list[Quota]:
+        """The limits that a request for a model must pass."""
+        found = self._chains.get(model)
+        if found is None:
+            found = [self.quotas[name] for name in ("", model) if name in self.quotas]
+            self._chains[model] = found
+        return found
+
+    def forget_chains(self) -> None:
+        """The limits are others."""
+        self._chains.clear()
 
     def may_use(self, model: str) -> bool:
         """Whether the model is among those allowed."""
         return self.entry.models is None or model in self.entry.models
 
 
-@dataclass(slots=True, eq=False)
 class Pass:
     """A request of a tenant within its limits; given back exactly once."""
 
-    tenant: Tenant
-    model: str
-    quotas: list[Quota]
-    since: float
+    __slots__ = ("model", "quotas", "since", "tenant")
+
+    def __init__(self, tenant: Tenant, model: str, quotas: list[Quota], since: float) -> None:
+        self.tenant = tenant
+        self.model = model
+        self.quotas = quotas
+        self.since = since
 
 
 class Tenants:
@@ -112,6 +127,7 @@ class Tenants:
             tenant = self.by_name.setdefault(entry.name, Tenant(entry.name))
             if tenant.entry.limits != entry.limits or not tenant.quotas:
                 tenant.quotas = {limit.model: self._quota(limit, tenant.quotas) for limit in entry.limits}
+                tenant.forget_chains()
             tenant.entry = entry
             tenant.claim = Claim(entry.name, entry.priority, entry.weight)
             for key in entry.keys:
@@ -136,8 +152,11 @@ class Tenants:
         """Whether a request is within the tenant's limits."""
         if not tenant.may_use(model):
             return self._refuse(tenant, 403, "forbidden", f"tenant {tenant.name!r} may not use model {model!r}")
-        quotas = [tenant.quotas[name] for name in ("", model) if name in tenant.quotas]
-        wait = max((q.bucket.wait_s(now) for q in quotas if q.bucket is not None), default=0.0)
+        quotas = tenant.chain(model)
+        wait = 0.0
+        for quota in quotas:
+            if quota.bucket is not None and (more := quota.bucket.wait_s(now)) > wait:
+                wait = more
         if wait > 0:
             text = f"tenant {tenant.name!r} has sent more requests a second than it may"
             return self._refuse(tenant, 429, "rate_limit", text, max(1, math.ceil(wait)))
@@ -160,7 +179,8 @@ class Tenants:
         tenant, model = held.tenant, held.model
         tenant.in_flight -= 1
         usage = tenant.usage
-        usage.requests[model, code] = usage.requests.get((model, code), 0) + 1
+        key = (model, code)
+        usage.requests[key] = usage.requests.get(key, 0) + 1
         usage.seconds[model] = usage.seconds.get(model, 0.0) + now - held.since
 
     def report(self, *, full: bool) -> tuple[TenantCounters, ...]:

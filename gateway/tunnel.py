@@ -58,8 +58,6 @@ class Tunnel:
         """Bytes of the client."""
         self._moved = True
         self._connection.write(data)
-        if self._connection.lagging:
-            self._client.pause_reading()
         return False, b""
 
     def feed_eof(self) -> None:
@@ -83,11 +81,15 @@ class Tunnel:
             self._connection.pause_reading()
             self._news.set()
 
+    def stalled(self) -> None:
+        """The endpoint lags behind."""
+        self._client.pause_reading()
+
     def writable(self) -> None:
         """The endpoint has caught up."""
         self._client.resume_reading()
 
-    def ended(self) -> None:
+    def ended(self, *, orderly: bool) -> None:
         """The endpoint has ended its side, or its connection is lost."""
         self._ended = True
         self._news.set()

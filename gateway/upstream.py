@@ -6,10 +6,7 @@ bytes. Reading pauses while the one who asks for events lags behind, `drain` wai
 The time a wait may take is a *deadline* on the connection, not a timer a wait: one timer is armed per connection and,
 when it fires too early because the deadline has moved on, it is armed again.
 
-A `Pool` holds the idle connections of one endpoint, the last used on top. A server may close an idle connection just
-as a request is sent on it, and then nobody knows whether the request was read. So a request that is not safe to repeat
-takes only a connection that has been idle for less than half of the server's keep-alive: what its `Keep-Alive` header
-says, else the 5 s that are usual.
+Who reads and writes HTTP by himself borrows a connection (`ask`, `give_back`) and is its `Sink` meanwhile.
 
 How a response's end is known (RFC 9112, section 6.3): by its length, by chunks, or by the end of the connection. In
 the last case only an orderly end counts; a reset is an error. Both a length and chunks are an error too: whoever sends
@@ -20,19 +17,18 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
 from time import monotonic
-from typing import Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import h11
 
+if TYPE_CHECKING:
+    from gateway.pools import Pool
+
 _HIGH_WATER: Final = 128 * 1024
 _MAX_HEAD: Final = 64 * 1024
-_CONNECT_TIMEOUT_S: Final = 2.0
 _ASSUMED_KEEPALIVE_S: Final = 5.0
 _MAX_IDLE_S: Final = 60.0
-_MAX_IDLE: Final = 64
-_SWEEP_S: Final = 15.0
 _KEEPALIVE_TIMEOUT: Final = re.compile(rb"(?:^|[,;\s])timeout\s*=\s*\"?(\d{1,6})", re.IGNORECASE)
 
 
@@ -53,20 +49,23 @@ class TimedOut(UpstreamError):
 
 
 class Sink(Protocol):
-    """Who takes the bytes of a connection that has switched protocols."""
+    """Who takes the bytes of a connection as they come: it was lent, or has switched protocols."""
 
     def received(self, data: bytes) -> None:
         """Bytes came."""
 
+    def stalled(self) -> None:
+        """The endpoint is behind in reading what was written."""
+
     def writable(self) -> None:
         """What was written has gone."""
 
-    def ended(self) -> None:
-        """No more will come."""
+    def ended(self, *, orderly: bool) -> None:
+        """No more will come: the other side said so, or the connection is lost."""
 
 
 class Connection(asyncio.Protocol):
-    """One connection; `Pool.connect` makes it."""
+    """One connection; `gateway.pools.Pool.connect` makes it."""
 
     def __init__(self, pool: Pool, loop: asyncio.AbstractEventLoop) -> None:
         self.pool = pool
@@ -117,7 +116,7 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         if self._sink is not None:
-            self._sink.ended()
+            self._sink.ended(orderly=True)
         elif self.idle_since is None and self._failure is None:
             self._ended = True
             self._http.receive_data(b"")
@@ -135,10 +134,12 @@ class Connection(asyncio.Protocol):
         self._release_drainer()
         self.pool.lost(self)
         if self._sink is not None:
-            self._sink.ended()
+            self._sink.ended(orderly=False)
 
     def pause_writing(self) -> None:
         self._writing_paused = True
+        if self._sink is not None:
+            self._sink.stalled()
 
     def resume_writing(self) -> None:
         self._writing_paused = False
@@ -249,17 +250,38 @@ class Connection(asyncio.Protocol):
         else:
             self._waiter.set_exception(TimedOut("no answer in time"))
 
-    # --- after a switch of protocols ---
+    # --- bytes as they are ---
+
+    def ask(self, sink: Sink, request: bytes) -> None:
+        """Write a request; all that comes until the connection is given back goes to `sink`."""
+        self._sink = sink
+        self.used += 1
+        if self._transport is not None:
+            self._transport.write(request)
+
+    def give_back(self, keepalive_s: float | None, now: float) -> None:
+        """A borrowed connection is idle again; the endpoint may have said how long it keeps such."""
+        self._sink = None
+        transport = self._transport
+        if keepalive_s is not None:
+            self._keepalive_s = keepalive_s
+        if transport is None or transport.is_closing():
+            self.close()
+            return
+        if self._reading_paused:
+            self.resume_reading()
+        self.idle_since = now
+        self.pool.keep(self)
 
     def switch(self, sink: Sink) -> bytes:
         """Give all that comes from now on to `sink`; returns what came already."""
         self._sink = sink
         if self._transport is None:
-            sink.ended()
+            sink.ended(orderly=False)
         self.resume_reading()
         return self._http.trailing_data[0]
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Bytes, as they are."""
         if self._transport is not None:
             self._transport.write(data)
@@ -283,16 +305,12 @@ class Connection(asyncio.Protocol):
 
     # --- its life ---
 
-    def usable(self, now: float, *, repeatable: bool) -> bool:
+    def usable(self, now: float, repeatable: bool) -> bool:
         """Whether the next request may go out on this idle connection."""
-        if self._transport is None or self._transport.is_closing() or self.idle_since is None:
+        transport, since = self._transport, self.idle_since
+        if transport is None or since is None or transport.is_closing():
             return False
-        idle = now - self.idle_since
-        return idle < (_MAX_IDLE_S if repeatable else self._keepalive_s / 2)
-
-    def take(self) -> None:
-        """Out of the pool, for a request."""
-        self.idle_since = None
+        return now - since < (_MAX_IDLE_S if repeatable else self._keepalive_s / 2)
 
     def finish(self) -> None:
         """The exchange is over: keep the connection if both sides are done with it and allow another, else close it."""
@@ -314,147 +332,12 @@ class Connection(asyncio.Protocol):
             self.close()
 
     def close(self) -> None:
-        """Close at once, whatever is in flight."""
+        """Close at once, whatever is in flight; nobody is told."""
         self._closed = True
+        self._sink = None
         self.pool.lost(self)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._transport is not None:
             self._transport.abort()
-
-
-class Pool:
-    """Connections of one endpoint."""
-
-    def __init__(self, host: str, port: int, on_idle: Callable[[], None]) -> None:
-        self.host = host
-        self.port = port
-        self.open: set[Connection] = set()
-        self._idle: list[Connection] = []
-        self._on_idle = on_idle
-        self._closed = False
-
-    def __repr__(self) -> str:
-        return f"<Pool {self.host}:{self.port}: {self.idle} idle of {len(self.open)}>"
-
-    @property
-    def idle(self) -> int:
-        """Connections that wait for a request."""
-        return len(self._idle)
-
-    def reuse(self, now: float, *, repeatable: bool) -> Connection | None:
-        """An idle connection that the request may take."""
-        while self._idle:
-            connection = self._idle[-1]
-            if connection.usable(now, repeatable=repeatable):
-                self._idle.pop()
-                connection.take()
-                return connection
-            if connection.usable(now, repeatable=True):
-                return None
-            self._idle.pop()
-            connection.close()
-        return None
-
-    async def connect(self) -> Connection:
-        """A new connection; raises Unreachable."""
-        loop = asyncio.get_running_loop()
-        connection = Connection(self, loop)
-        try:
-            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
-                await loop.create_connection(lambda: connection, self.host, self.port)
-        except TimeoutError:
-            connection.close()
-            raise Unreachable(f"no connection within {_CONNECT_TIMEOUT_S:g} s") from None
-        except OSError as error:
-            raise Unreachable(f"no connection: {error.strerror or error}") from None
-        except asyncio.CancelledError:
-            connection.close()
-            raise
-        return connection
-
-    def keep(self, connection: Connection) -> None:
-        """Hold an idle connection for the next request."""
-        if self._closed or len(self._idle) >= _MAX_IDLE:
-            connection.close()
-            return
-        self._idle.append(connection)
-        self._on_idle()
-
-    def lost(self, connection: Connection) -> None:
-        """A connection is closed."""
-        self.open.discard(connection)
-        if connection.idle_since is not None and connection in self._idle:
-            self._idle.remove(connection)
-
-    def sweep(self, now: float) -> None:
-        """Close what has been idle for too long."""
-        for connection in [c for c in self._idle if not c.usable(now, repeatable=True)]:
-            connection.close()
-
-    def settle(self, *, leaving: bool) -> None:
-        """Follow the endpoint: one that is leaving needs no idle connections; it may come back."""
-        if leaving:
-            self.close()
-        else:
-            self._closed = False
-
-    def close(self) -> None:
-        """Close idle connections now, the others when they are done."""
-        self._closed = True
-        for connection in list(self._idle):
-            connection.close()
-
-
-class Pools:
-    """One pool an endpoint, made when first wanted."""
-
-    def __init__(self) -> None:
-        self._pools: dict[str, Pool] = {}
-        self._sweeper: asyncio.TimerHandle | None = None
-
-    def get(self, id: str, host: str, port: int) -> Pool:
-        """The pool of an endpoint; a new one where its address has changed."""
-        pool = self._pools.get(id)
-        if pool is None or (pool.host, pool.port) != (host, port):
-            if pool is not None:
-                pool.close()
-            pool = self._pools[id] = Pool(host, port, self._expect_sweep)
-        return pool
-
-    def retain(self, leaving: Mapping[str, bool]) -> None:
-        """Close the pools of all other endpoints, and keep no connections to those that are leaving.
-
-        A server that is told to end may wait for its connections to do so first.
-        """
-        for id in [id for id in self._pools if id not in leaving]:
-            self._pools.pop(id).close()
-        for id, pool in self._pools.items():
-            pool.settle(leaving=leaving[id])
-
-    def counts(self) -> dict[str, tuple[int, int]]:
-        """Endpoint id -> (connections busy, connections idle)."""
-        return {id: (len(pool.open) - pool.idle, pool.idle) for id, pool in self._pools.items()}
-
-    def close(self) -> None:
-        """Close all connections, busy ones included."""
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-        for pool in self._pools.values():
-            pool.close()
-            for connection in list(pool.open):
-                connection.close()
-        self._pools.clear()
-
-    def _expect_sweep(self) -> None:
-        if self._sweeper is None:
-            self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
-
-    def _sweep(self) -> None:
-        self._sweeper = None
-        now = monotonic()
-        for pool in self._pools.values():
-            pool.sweep(now)
-        if any(pool.idle for pool in self._pools.values()):
-            self._expect_sweep()

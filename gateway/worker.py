@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
 import gc
 import logging
 import os
@@ -21,6 +22,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Final
@@ -35,10 +37,10 @@ from gateway.link import Link, TableCache
 from gateway.listener import inherited_socket, listening_socket, parse_address
 from gateway.logs import configure
 from gateway.meter import Meter
+from gateway.pools import Pools
 from gateway.proxy import Proxy
 from gateway.rows import Rows, TooManyWorkers
 from gateway.tls import BadCertificate, Certificate
-from gateway.upstream import Pools
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -48,6 +50,11 @@ log = logging.getLogger("gateway.worker")
 _DRAIN_S: Final = 30.0
 #: How soon what a worker held is free that died.
 _BURY_S: Final = 0.25
+#: glibc's malloc.h.
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
+_LARGE_BLOCK: Final = 1024 * 1024
+_KEPT_HEAP: Final = 4 * 1024 * 1024
 
 
 class StartError(Exception):
@@ -94,6 +101,7 @@ class Worker:
             listener,
             self._certificate.context if self._certificate else None,
             siblings=options.workers > 1,
+            fast=options.fast_path,
         )
         self.admin = Admin(metrics=self._metrics, ready=self.ready)
 
@@ -122,6 +130,7 @@ class Worker:
         cached = self._cache.load()
         if cached is not None and (effects := self.dispatcher.apply(cached, monotonic())) is not None:
             self._engine.carry_out(effects)
+            self._table_changed()
             log.info("serving %d models from the cached table", len(self.dispatcher.names))
         self._bury()
         await self.front.start()
@@ -141,7 +150,7 @@ class Worker:
             self._cache,
             self._rng,
             carry_out=self._engine.carry_out,
-            table_changed=lambda: self._pools.retain(self.dispatcher.leaving()),
+            table_changed=self._table_changed,
         )
         log.info(
             "worker %d listens on %s:%d, admin on %s:%d",
@@ -181,6 +190,10 @@ class Worker:
                 log.info("the worker of row %d is gone; what it held is free", row)
             self._undertaker = self._loop.call_later(_BURY_S, self._bury)
 
+    def _table_changed(self) -> None:
+        self._pools.retain(self.dispatcher.leaving())
+        self._pools.prepare((e.id, e.host, e.port) for e in self.dispatcher.endpoints().values() if not e.leaving)
+
     def _wake(self, model: str) -> None:
         if self._link is not None:
             self._link.wake(model)
@@ -204,6 +217,14 @@ class Worker:
                 )
             )
         return metrics.render(self._page)
+
+
+def keep_heap() -> None:
+    """Keep freed memory of the size of a few bodies, instead of giving it back and asking for it with each request."""
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_HEAP)
 
 
 async def serve(options: argparse.Namespace) -> None:
@@ -241,6 +262,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--admin-host", default="127.0.0.1", help="address of /metrics, /healthz and /readyz")
     parser.add_argument("--tls-cert", type=Path, help="certificate chain (PEM); it is read again when it changes")
     parser.add_argument("--tls-key", type=Path, help="its private key (PEM)")
+    parser.add_argument(
+        "--no-fast-path", dest="fast_path", action="store_false", help="take every request through the full path"
+    )
     parser.add_argument("--log-json", action="store_true", help="log one JSON object a line")
     options = parser.parse_args(arguments)
     if options.workers < 1 or not 0 <= options.index < options.workers:
@@ -256,6 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure(as_json=options.log_json)
     import uvloop
 
+    keep_heap()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(options))

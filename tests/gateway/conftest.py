@@ -31,9 +31,9 @@ from gateway.engine import Engine
 from gateway.limits import Limits
 from gateway.listener import listening_socket
 from gateway.meter import Meter
+from gateway.pools import Pools
 from gateway.proxy import Proxy
 from gateway.timeouts import Timeouts
-from gateway.upstream import Pools
 
 BOUND_S = 10.0
 
@@ -274,9 +274,11 @@ class Client:
 
 
 class Gateway:
-    """The full path in this process."""
+    """A gateway in this process, with the fast path or without."""
 
-    def __init__(self, limits: Limits | None = None, index: int = 0, timeouts: Timeouts | None = None) -> None:
+    def __init__(
+        self, limits: Limits | None = None, index: int = 0, timeouts: Timeouts | None = None, *, fast: bool = True
+    ) -> None:
         loop = asyncio.get_running_loop()
         rng = random.Random(0)
         self.wakes: list[str] = []
@@ -285,7 +287,7 @@ class Gateway:
         self.pools = Pools()
         self.engine = Engine(self.dispatcher, self.pools, wake=self.wakes.append, report=self._report)
         self.proxy = Proxy(self.engine, rng, timeouts)
-        self.front = Front(self.proxy, listening_socket("127.0.0.1", 0))
+        self.front = Front(self.proxy, listening_socket("127.0.0.1", 0), fast=fast)
         self._number = 0
         self._clients: list[Client] = []
 
@@ -342,9 +344,15 @@ class Gateway:
         self.pools.close()
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """What is tested through a gateway is tested with the fast path and without."""
+    if "fast" in metafunc.fixturenames:
+        metafunc.parametrize("fast", [True, False], ids=["fast", "full"])
+
+
 @pytest.fixture
-async def gateway() -> AsyncIterator[Gateway]:
-    made = Gateway()
+async def gateway(fast: bool) -> AsyncIterator[Gateway]:
+    made = Gateway(fast=fast)
     await made.front.start()
     yield made
     await made.close()

@@ -4,9 +4,11 @@ What is held against what:
 - a stream of requests sent whole, and the same stream cut: answers and forwarded requests must be the same;
 - the forwarded requests, and what h11 reads in the stream: they must be the first so many of those, so that no two
   readers ever see different requests (what is called smuggling);
-- an answer of a replica, and what h11 reads in it: a whole one must arrive whole, any other must never look whole.
+- an answer of a replica, and what h11 reads in it: a whole one must arrive whole, any other must never look whole;
+- the fast path, and the full path: the same streams and the same answers through a gateway with it and one without it.
+  What replicas and clients get must be the same, byte for byte but for ids, times and the edges of chunks.
 
-A `Rig` is one path to test. A second path (a faster one, say) is held against it by observing one `Stream` in both.
+A `Rig` is one gateway to test.
 
     python -m tests.gateway.fuzz --seconds 60 --seed 1
 """
@@ -28,13 +30,14 @@ import uvloop
 
 from gateway.timeouts import Timeouts
 
-from .conftest import Gateway, Truncated, reset
+from .conftest import Gateway, Response, Truncated, reset
 
 #: More than a server waits for the rest of a body that it has answered already.
 PATIENCE_S = 20.0
 #: Ends each stream: its answer says that all before it is done.
 LAST = b"GET /v2/health/live HTTP/1.1\r\nHost: last\r\nConnection: close\r\n\r\n"
 _VOLATILE = re.compile(rb"(?im)^(x-request-id|server-timing|date): [^\r]*\r\n")
+_OWN = re.compile(rb"(?m)^X-Request-Id: [0-9a-f]{32}\r\n")
 _JUNK = [bytes([n]) for n in b'\r\n\0 \t:;,/"0123aZ\x7f\x80\xff'] + [
     b"\r\n",
     b"\r\n\r\n",
@@ -54,6 +57,8 @@ class Forwarded:
     target: bytes
     fields: tuple[tuple[bytes, bytes], ...]
     body: bytes
+    head: bytes
+    """As it came, less what differs between two requests that are the same."""
 
     @property
     def meaning(self) -> tuple[bytes, bytes, bytes]:
@@ -88,6 +93,8 @@ class Stream:
 class Rig:
     """A gateway with one replica behind it that records requests and answers as told, or with an echo."""
 
+    fast: bool = True
+    """Whether its gateway has the fast path."""
     script: list[bytes] = field(default_factory=list)
     """Pieces of the next answer; none: an echo."""
     end: str = ""
@@ -95,7 +102,7 @@ class Rig:
     forwarded: list[Forwarded] = field(default_factory=list)
 
     async def start(self) -> None:
-        self.gateway = Gateway(timeouts=Timeouts(head_s=1.0, body_grace_s=1.0))
+        self.gateway = Gateway(timeouts=Timeouts(head_s=1.0, body_grace_s=1.0), fast=self.fast)
         await self.gateway.front.start()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -133,19 +140,18 @@ class Rig:
             await asyncio.sleep(0.001)
         return Observation(_VOLATILE.sub(b"", answers), tuple(self.forwarded))
 
-    async def fetch(self, pieces: list[bytes], end: str, method: str) -> tuple[int, bytes] | None:
+    async def fetch(self, pieces: list[bytes], end: str, method: str) -> Response | None:
         """What a client gets where the replica answers so; None where it can tell that the answer is not whole."""
         self.script, self.end = pieces, end
         client = await self.gateway.client()
         try:
-            answer = await client.ask(f"{method} /models/m/x HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+            return await client.ask(f"{method} /models/m/x HTTP/1.1\r\nHost: a\r\n\r\n".encode())
         except (Truncated, ConnectionError):
             return None
         finally:
             self.script = []
             client.leave()
             self.gateway._clients.clear()
-        return answer.status, answer.body
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -154,12 +160,14 @@ class Rig:
         task.add_done_callback(self._tasks.discard)
         http = h11.Connection(h11.SERVER, max_incomplete_event_size=2**20)
         request: h11.Request | None = None
-        body = b""
+        body = raw = b""
         try:
             while True:
                 event = http.next_event()
                 if event is h11.NEED_DATA:
-                    http.receive_data(await reader.read(65536))
+                    came = await reader.read(65536)
+                    raw += came
+                    http.receive_data(came)
                 elif isinstance(event, h11.Request):
                     request, body = event, b""
                 elif isinstance(event, h11.Data):
@@ -167,7 +175,9 @@ class Rig:
                 elif isinstance(event, h11.EndOfMessage):
                     assert request is not None
                     fields = tuple((n, v) for n, v in request.headers if n != b"x-request-id")
-                    self.forwarded.append(Forwarded(request.method, request.target, fields, body))
+                    head = _OWN.sub(b"", raw.partition(b"\r\n\r\n")[0] + b"\r\n").replace(b":%d" % self.port, b":0")
+                    self.forwarded.append(Forwarded(request.method, request.target, fields, body, head))
+                    raw = b""
                     if self.script:
                         for piece in self.script:
                             if writer.transport.is_closing():
@@ -281,9 +291,36 @@ def request(rng: random.Random) -> bytes:
     return mutate(rng, made) if rng.random() < 0.35 else made
 
 
+def ordinary(rng: random.Random) -> bytes:
+    """One request as most clients send them."""
+    method = rng.choice((b"GET", b"HEAD", b"POST", b"POST", b"POST"))
+    target = rng.choice((b"/models/m/x?a=%20&b", b"/v2/models/m/infer", b"/v2/models/m", b"/v1/chat/completions"))
+    size = rng.choice((0, 1, 300, 5_000, 70_000, 300_000))
+    body = b'{"n": "%b", "model": "m"}' % (b"x" * size) if target.startswith(b"/v1") else rng.randbytes(size)
+    fields: Fields = [(b"Host", b"gw:8080")]
+    if method == b"POST" or rng.random() < 0.2:
+        fields.append((rng.choice((b"Content-Length", b"content-length", b"CONTENT-LENGTH")), b"%d" % len(body)))
+    else:
+        body = b""
+    for one in (
+        (b"Connection", b"keep-alive"),
+        (b"Content-Type", b"application/json"),
+        (b"User-Agent", b"curl/8 (\xc3\xa9)"),
+        (b"X-Request-Id", b"mine-7"),
+        (b"X-Forwarded-For", b"6.6.6.6"),
+    ):
+        if rng.random() < 0.3:
+            fields.append(one)
+    rng.shuffle(fields)
+    head = b"%s %s HTTP/1.1\r\n" % (method, target) + b"".join(n + b": " + v + b"\r\n" for n, v in fields)
+    made = head + b"\r\n" + body
+    return mutate(rng, made) if rng.random() < 0.1 else made
+
+
 def stream(rng: random.Random) -> Stream:
     """Some requests, pipelined."""
-    return Stream(b"".join(request(rng) for _ in range(rng.choice((1, 1, 1, 2, 3)))) + LAST)
+    kinds = (request, request, ordinary) if rng.random() < 0.5 else (ordinary,)
+    return Stream(b"".join(rng.choice(kinds)(rng) for _ in range(rng.choice((1, 1, 1, 2, 3)))) + LAST)
 
 
 def cut(rng: random.Random, whole: Stream) -> Stream:
@@ -350,19 +387,28 @@ def alike(whole: bytes, parts: bytes, *, chunked: bool) -> bool:
     return len(rest) == 1 or (len(rest) == 2 and rest[1] == b"400")
 
 
-async def check_stream(rig: Rig, rng: random.Random) -> str:
+def differ(one: Observation, other: Observation, *, chunked: bool) -> str:
+    """Empty, or what two observations of the same bytes do not agree on."""
+    shorter = min(len(one.forwarded), len(other.forwarded))
+    same = one.forwarded == other.forwarded
+    if not same and not (chunked and one.forwarded[:shorter] == other.forwarded[:shorter]):
+        return f"other requests are forwarded\n{one.forwarded}\n{other.forwarded}"
+    if not alike(one.answers, other.answers, chunked=chunked):
+        return f"the answers are others\n{one.answers!r}\n{other.answers!r}"
+    return ""
+
+
+async def check_stream(rig: Rig, full: Rig, rng: random.Random) -> str:
     """Empty, or what went wrong with one random stream."""
     whole = stream(rng)
     parts = cut(rng, whole)
     first = await rig.observe(whole)
     second = await rig.observe(parts)
     chunked = b"chunked" in whole.data.lower()
-    shorter = min(len(first.forwarded), len(second.forwarded))
-    same = first.forwarded == second.forwarded
-    if not same and not (chunked and first.forwarded[:shorter] == second.forwarded[:shorter]):
-        return f"cut, other requests are forwarded: {parts}\nwhole {first.forwarded}\ncut   {second.forwarded}"
-    if not alike(first.answers, second.answers, chunked=chunked):
-        return f"cut, the answers are others: {parts}\nwhole {first.answers!r}\ncut   {second.answers!r}"
+    if told := differ(first, second, chunked=chunked):
+        return f"whole and cut, {told}\n{parts}"
+    if told := differ(first, await full.observe(whole), chunked=chunked):
+        return f"fast path and full path, {told}\n{whole}"
     longer = max(first.forwarded, second.forwarded, key=len)
     if undeclared(longer) and b"0\r\nX-Trailer" in whole.data:
         return f"a trailer became a field: {whole}\n{longer}"
@@ -438,7 +484,7 @@ def verdict(data: bytes, end: str, method: str) -> tuple[int, bytes] | None:
         return None
 
 
-async def check_answer(rig: Rig, rng: random.Random) -> str:
+async def check_answer(rig: Rig, full: Rig, rng: random.Random) -> str:
     """Empty, or what went wrong with one random answer."""
     data, method = answer(rng), rng.choice(("GET", "GET", "POST", "HEAD"))
     end = rng.choice(("close", "close", "reset"))
@@ -446,8 +492,11 @@ async def check_answer(rig: Rig, rng: random.Random) -> str:
     at = [0, *sorted(rng.sample(range(1, len(data)), count)), len(data)] if data else [0, 0]
     pieces = [data[a:b] for a, b in itertools.pairwise(at)]
     expected = verdict(data, end, method)
-    got = await rig.fetch(pieces or [b""], end, method)
+    fast = await rig.fetch(pieces or [b""], end, method)
+    got = None if fast is None else (fast.status, fast.body)
     said = f"{method} answered with {pieces} and {end}: expected {expected}, got {got}"
+    if end == "close" and sans(fast) != sans(slow := await full.fetch(pieces or [b""], end, method)):
+        return f"{said}\nfast path {fast}\nfull path {slow}"
     if expected is not None and end == "close":
         return "" if got == expected else said
     if got is None or got[0] == 502:
@@ -456,10 +505,19 @@ async def check_answer(rig: Rig, rng: random.Random) -> str:
     return "" if got == expected else said
 
 
+def sans(answer: Response | None) -> tuple[object, ...] | None:
+    """An answer without what differs between two that are the same."""
+    if answer is None:
+        return None
+    kept = [field for field in answer.headers if field[0].lower() not in ("x-request-id", "server-timing", "date")]
+    return answer.status, answer.reason, kept, answer.body, answer.trailers, answer.informational
+
+
 async def fuzz(seed: int, *, seconds: float = 0.0, count: int = 0) -> tuple[int, list[str]]:
     """Checks until the time is up or so many are done: how many were made, and what went wrong."""
-    rig = Rig()
+    rig, full = Rig(), Rig(fast=False)
     await rig.start()
+    await full.start()
     end = time.monotonic() + seconds
     made, wrong = 0, []
     try:
@@ -468,7 +526,7 @@ async def fuzz(seed: int, *, seconds: float = 0.0, count: int = 0) -> tuple[int,
             rng = random.Random(f"{seed}.{made}")
             check = check_stream if made % 2 else check_answer
             try:
-                problem = await check(rig, rng)
+                problem = await check(rig, full, rng)
             except (AssertionError, TimeoutError) as error:
                 problem = f"{check.__name__} does not end: {error}"
             if problem:
@@ -476,6 +534,7 @@ async def fuzz(seed: int, *, seconds: float = 0.0, count: int = 0) -> tuple[int,
             made += 1
     finally:
         await rig.stop()
+        await full.stop()
     return made, wrong
 
 

@@ -14,10 +14,11 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 @pytest.fixture
-async def hasty(kit):
+async def hasty(kit, fast):
     """A gateway with little patience."""
     made = kit.Gateway(
-        timeouts=Timeouts(head_s=0.3, idle_s=0.5, body_grace_s=0.4, body_rate=1000.0, stall_s=0.5, half_closed_s=0.2)
+        timeouts=Timeouts(head_s=0.3, idle_s=0.5, body_grace_s=0.4, body_rate=1000.0, stall_s=0.5, half_closed_s=0.2),
+        fast=fast,
     )
     await made.front.start()
     yield made

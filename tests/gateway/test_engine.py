@@ -11,7 +11,7 @@ from gateway.dispatch import Dispatcher
 from gateway.engine import Engine
 from gateway.limits import Limits
 from gateway.meter import Meter
-from gateway.upstream import Pools
+from gateway.pools import Pools
 
 
 async def test_a_crowd_in_a_queue_is_let_go_at_its_deadline():

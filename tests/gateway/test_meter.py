@@ -67,7 +67,7 @@ def test_a_report_holds_what_changed_and_a_full_one_all():
 
 def test_what_is_in_flight_changes_with_time_alone():
     meter = Meter(0, "e", 0.0)
-    meter.model("m", 0.0).flight.add(1, 0.0)
+    meter.model("m", 0.0).endpoint("m-1", 0.0).flight.add(1, 0.0)
     meter.report((1, 1), 1.0, full=True)
     (model,) = meter.report((1, 1), 3.0, full=False).models
     assert model.in_flight_s == 3.0
@@ -79,10 +79,9 @@ def test_removed_endpoints_and_models_are_reported_once_more_and_forgotten():
     endpoint = model.endpoint("m-1", 0.0)
     endpoint.flight.add(1, 0.0)
     endpoint.removed = model.removed = True
-    model.flight.add(1, 0.0)
     assert meter.report((1, 1), 1.0, full=False).models[0].endpoints[0].in_flight == 1
     endpoint.flight.add(-1, 2.0)
-    model.flight.add(-1, 2.0)
     assert meter.report((1, 1), 2.0, full=False).models[0].endpoints[0].in_flight == 0
+    assert model.flight.area(2.0) == 2.0
     assert not meter.models
     assert meter.report((1, 1), 3.0, full=True).models == ()

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gateway.protocols import Answer, classify, openai
 
@@ -90,3 +92,48 @@ def test_the_model_is_found_as_a_json_reader_would(body, name):
 def test_bodies_without_a_model_say_so(body):
     with pytest.raises(openai.BadBody):
         openai.model_of(body)
+
+
+def reference(body: bytes) -> str | None:
+    """The model by Python's own parser; None where the body names none."""
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    name = document.get("model") if isinstance(document, dict) else None
+    return name if isinstance(name, str) and name else None
+
+
+KEYS = st.sampled_from(["model", "mode", "Model", "messages", "", "models", "\u00e9"])
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.sampled_from(["m", '"model": "x"', "\\model"])
+)
+VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(KEYS, inner), max_leaves=8)
+
+
+@st.composite
+def bodies(draw):
+    """JSON objects with keys given twice, characters escaped and blanks between; some with bytes changed."""
+    dump = draw(st.sampled_from([json.dumps, lambda value: json.dumps(value, ensure_ascii=False)]))
+    blank = draw(st.sampled_from(["", " ", "\n\t"]))
+    pairs = []
+    for key, value in draw(st.lists(st.tuples(KEYS, VALUES), max_size=5)):
+        name = dump(key)
+        if draw(st.booleans()):
+            name = name.replace("d", "\\u0064")
+        pairs.append(f"{blank}{name}{blank}:{blank}{dump(value)}")
+    body = f"{blank}{{{','.join(pairs)}{blank}}}{blank}".encode("utf-8", "surrogatepass")
+    if draw(st.booleans()):
+        at = draw(st.integers(0, len(body)))
+        body = body[:at] + draw(st.binary(max_size=2)) + body[at + draw(st.integers(0, 2)) :]
+    return body
+
+
+@settings(max_examples=400)
+@given(bodies())
+def test_the_model_is_found_exactly_where_a_json_reader_finds_it(body):
+    try:
+        found = openai.model_of(body)
+    except openai.BadBody:
+        found = None
+    assert found == reference(body)

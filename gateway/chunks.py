@@ -1,0 +1,113 @@
+"""Walking over a body in chunks (RFC 9112, section 7.1) as it passes, in pieces cut anywhere.
+
+`Walk.feed` checks each byte of the framing and gives what is to be passed on: the same chunks, without extensions and
+without trailer fields. A line that is not whole is held back until it is; data is not. What the walk accepts is what
+h11 accepts, so both paths of the gateway find the end of an answer at the same byte.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import h11
+
+#: Of a line with the size of a chunk, and of all trailer fields.
+_MAX_LINE: Final = 64 * 1024
+_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,20})")
+_SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,20})(?:;.*)?[ \t]*\r\n")
+_BLANK: Final = re.compile(rb"\n\r?\n")
+_HEAD: Final = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
+LAST: Final = b"0\r\n\r\n"
+
+
+class BadChunks(ValueError):
+    """The framing is broken."""
+
+
+class Walk:
+    """One body on its way."""
+
+    __slots__ = ("_held", "_left", "_trailing", "done", "rest")
+
+    def __init__(self) -> None:
+        self._held = b""
+        """A line that is not whole."""
+        self._left = 0
+        """Bytes of the chunk to come, with the line end after its data."""
+        self._trailing = False
+        """After the last chunk."""
+        self.done = False
+        self.rest = b""
+        """What came after the end."""
+
+    def feed(self, data: bytes) -> bytes:
+        """What of the body may be passed on now that this came. Raises BadChunks."""
+        if self._held:
+            data = self._held + data
+            self._held = b""
+        if self._trailing:
+            return self._trailers(data, 0)
+        left = self._left
+        at, end = 0, len(data)
+        out: list[bytes] = []
+        begin = 0
+        while at < end:
+            if left > 2:
+                step = min(left - 2, end - at)
+                at += step
+                left -= step
+            elif left:
+                if data[at] != (13 if left == 2 else 10):
+                    raise BadChunks("the data of a chunk does not end where its size says")
+                at += 1
+                left -= 1
+            else:
+                stop = data.find(b"\n", at)
+                if stop < 0:
+                    if end - at > _MAX_LINE:
+                        raise BadChunks("the line with the size of a chunk does not end")
+                    self._held = data[at:]
+                    break
+                plain = data[stop - 1] == 13 and _SIZE.fullmatch(data, at, stop - 1)
+                match = plain or _SIZE_LINE.fullmatch(data, at, stop + 1)
+                if not match:
+                    raise BadChunks("the size of a chunk is not a hexadecimal number")
+                size = int(match[1], 16)
+                if not size:
+                    out += (data[begin:at], self._trailers(data, stop + 1))
+                    return b"".join(out)
+                if not plain:
+                    out += (data[begin:at], match[1], b"\r\n")
+                    begin = stop + 1
+                at, left = stop + 1, size + 2
+        self._left = left
+        if not out and at == end:
+            return data
+        out.append(data[begin:at])
+        return b"".join(out)
+
+    def _trailers(self, data: bytes, at: int) -> bytes:
+        self._trailing = True
+        if data.startswith(b"\r\n", at):
+            self.done, self.rest = True, data[at + 2 :]
+            return LAST
+        block = data[at:]
+        # A line end alone may still become an empty line.
+        if not _BLANK.search(block) and block[:1] != b"\n":
+            if len(block) > _MAX_LINE:
+                raise BadChunks("the trailer fields do not end")
+            self._held = block
+            return b""
+        http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_LINE + len(_HEAD))
+        http.send(h11.Request(method="GET", target="/", headers=[("Host", "a")]))
+        http.send(h11.EndOfMessage())
+        http.receive_data(_HEAD + block)
+        try:
+            while not isinstance(event := http.next_event(), h11.EndOfMessage):
+                if event is h11.NEED_DATA:
+                    raise BadChunks("the trailer fields do not end")
+        except h11.RemoteProtocolError as error:
+            raise BadChunks("the trailer fields are not valid") from error
+        self.done, self.rest = True, http.trailing_data[0]
+        return LAST

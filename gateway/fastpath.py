@@ -1,0 +1,509 @@
+"""The fast path: plain requests for a model are passed on as bytes, from one protocol callback to the next.
+
+It lies in front of the full path, in the same connection. Between two requests `FastConnection` looks at the bytes that
+come. A request whose head is plain (`gateway.plain`), for which nothing special is declared, and for which an endpoint
+has a place at this moment, becomes a `Relay`. Whatever else comes is given to aiohttp's parser as it came, and the full
+path does with it what it always does. The fast path never refuses what the full path takes, nor takes what that
+refuses: where it is not sure, it steps aside.
+
+To step aside is possible only while the parser of the full path has read no less and no more than whole requests. So
+the bytes that it gets are counted: `_due` is what is still to come of the request that it reads. Where that cannot be
+told, the connection stays on the full path, until a body in chunks ends plainly.
+
+Nothing is decided twice. What a head means is worked out once for all requests that have it (`gateway.plans`); limits,
+places and figures are those of the dispatcher, call by call.
+
+A body that names its model is gathered first, for a moment and up to a bound; after that the full path reads it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Coroutine
+from http import HTTPStatus
+from time import monotonic
+from typing import Any, Final
+
+from gateway import headers
+from gateway.answers import Answers
+from gateway.clients import ClientConnection, ClientServer
+from gateway.exchange import own_fields, timing
+from gateway.handover import Handover
+from gateway.meter import CLIENT_LEFT, Ending
+from gateway.plans import Plan, Planner
+from gateway.proxy import Proxy
+from gateway.refusal import Refusal
+from gateway.relay import Relay
+from gateway.tenants import Pass
+
+_SWEEP_S: Final = 0.1
+#: A body that names its model is gathered up to this size, and for so long.
+_MAX_GATHERED: Final = 256 * 1024
+_GATHER_S: Final = 0.5
+#: Requests that came before their turn are read up to this size.
+_MAX_AHEAD: Final = 64 * 1024
+#: What is still sent of a request that was answered is dropped for so long, as aiohttp does it.
+_DISCARD_S: Final = 10.0
+#: A head that comes in parts is followed up to this size.
+_MAX_PARTIAL: Final = 64 * 1024
+_UNKNOWN: Final = -1
+_PARTIAL: Final = -2
+_FIXED: Final = 100_000_000_000_000
+
+
+class FastPath:
+    """What the connections of a worker share."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        self.proxy = proxy
+        self.engine = proxy.engine
+        self.dispatcher = proxy.dispatcher
+        self.tenants = proxy.dispatcher.tenants
+        self.table = proxy.dispatcher.table
+        self.timeouts = proxy.timeouts
+        self.planner = Planner(proxy.dispatcher)
+        self.answers = Answers()
+        self.active: set[Relay] = set()
+        self.timed: dict[FastConnection, float] = {}
+        """Connections that wait for bytes, and until when."""
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.looking = False
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._prefix = proxy.new_id()[:16].encode("ascii")
+        self._count = 0
+
+    def new_id(self) -> bytes:
+        """A request id of our own: what is random in it is this worker's."""
+        self._count += 1
+        return b"%b%016x" % (self._prefix, self._count)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something that takes a while."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- time ---
+
+    def expect(self) -> None:
+        """Something may take too long: look from time to time."""
+        if not self.looking:
+            self.looking = True
+            self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)
+
+    def _sweep(self) -> None:
+        self.looking = False
+        now = monotonic()
+        for relay in list(self.active):
+            relay.check(now)
+        for connection, due in list(self.timed.items()):
+            if now >= due:
+                del self.timed[connection]
+                connection.expire()
+        if self.active or self.timed:
+            self.expect()
+
+
+class FastConnection(ClientConnection):
+    """A connection of a client with the fast path in front."""
+
+    __slots__ = (
+        "_advancing",
+        "_ahead",
+        "_ahead_size",
+        "_closing",
+        "_discard",
+        "_due",
+        "_gathered",
+        "_handover",
+        "_partial",
+        "_relay",
+        "_want",
+        "about",
+        "fast",
+        "held",
+    )
+
+    def __init__(self, manager: FastServer, **options: object) -> None:
+        super().__init__(manager, **options)
+        self.fast = manager.fast
+        self.held = False
+        """Nothing is read from the client at present."""
+        self._relay: Relay | None = None
+        """The request in progress on the fast path."""
+        self._ahead: list[bytes] = []
+        """Bytes of requests after the one in progress."""
+        self._ahead_size = 0
+        self._advancing = False
+        self._closing = False
+        self._discard = 0
+        """Bytes to come of a request that was answered before its end."""
+        self._due = 0
+        """Bytes to come of the last request that the full path got; or it is not known."""
+        self._partial = b""
+        self._gathered: list[bytes] | None = None
+        self._want = 0
+        self._handover: Handover | None = None
+        self.about = b""
+        """What is said of the client to endpoints, up to the name of the field for a request's id."""
+
+    @property
+    def idle(self) -> bool:
+        """Waiting for the next request."""
+        return super().idle and self._relay is None and self._gathered is None and not self._discard
+
+    # --- asyncio.Protocol ---
+
+    def data_received(self, data: bytes) -> None:
+        relay = self._relay
+        if relay is not None:
+            if relay.left:
+                data = relay.more(data)
+            if data:
+                self._keep_ahead(data)
+        elif self._gathered is not None:
+            self._gathered.append(data)
+            self._want -= len(data)
+            if self._want <= 0:
+                self._gathered_all()
+        elif self._discard:
+            dropped, self._discard = self._discard, max(0, self._discard - len(data))
+            if not self._discard:
+                self.fast.timed.pop(self, None)
+                if len(data) > dropped:
+                    self.data_received(data[dropped:])
+        elif not data or not self._begin(data):
+            self._to_full_path(data)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        relay, self._relay = self._relay, None
+        fast = self.fast
+        if relay is not None:
+            fast.active.discard(relay)
+            relay.client_left()
+        if self._gathered is not None:
+            self._gathered = None
+            fast.dispatcher.meter.unroute(CLIENT_LEFT)
+        fast.timed.pop(self, None)
+        self._ahead.clear()
+        if self._handover is not None:
+            fast.proxy.forsake(self._handover, CLIENT_LEFT)
+            self._handover = None
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._relay is not None:
+            self._relay.client_stalled()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._relay is not None:
+            self._relay.client_writable()
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        relay = self._relay
+        if relay is None:
+            return super().eof_received()
+        if relay.left:
+            return None
+        self._loop.call_later(self.fast.timeouts.half_closed_s, self._half_closed)
+        return True
+
+    # --- requests ---
+
+    def _begin(self, data: bytes) -> bool:
+        """Take what begins a request, if it is one for the fast path."""
+        waiter = self._waiter
+        if waiter is None or waiter.done() or (self._due and not self._clean()):
+            return False
+        fast = self.fast
+        end = data.find(b"\r\n\r\n")
+        if end < 0 or self.transport is None or fast.proxy.closing:
+            return False
+        planner = fast.planner
+        known = planner.exact.get(data[:end]) or planner.look_up(data, end)
+        if known is None:
+            return False
+        plan, number, size = known
+        if plan.version is not fast.table.version:
+            planner.resolve(plan)
+        if not plan.name:
+            return False
+        end += 4
+        if plan.in_body:
+            if len(data) < size:
+                return self._gather(data, size)
+            named = planner.named(plan, data[end:size])
+            if named is None:
+                return False
+            plan = named
+        now = monotonic()
+        served = plan.served
+        permit: Pass | None = None
+        if plan.tenant is not None:
+            answer = fast.tenants.admit(plan.tenant, plan.name, now)
+            if isinstance(answer, Refusal):
+                served.meter.finish(Ending.REFUSED, answer.status, 0.0, answer.reason)
+                self._refused(plan, answer, data, size)
+                return True
+            permit = answer
+        lease = fast.dispatcher.lease_now(served, now)
+        if lease is None:
+            if permit is not None:
+                self._handover = Handover((plan.head.request_id or fast.new_id()).decode("ascii"), now, permit)
+            return False
+        served.meter.arrivals += 1
+        if len(data) > size:
+            self._keep_ahead(data[size:])
+            data = data[:size]
+        relay = self._relay = Relay(self, plan, lease, permit, plan.head.request_id or fast.new_id(), now)
+        fast.active.add(relay)
+        if not fast.looking:
+            fast.expect()
+        relay.start(data, end, number, size - len(data))
+        return True
+
+    def _clean(self) -> bool:
+        """Whether the parser of the full path holds nothing, although it was not clear where its last request ends."""
+        body = self._body
+        if self._due != _UNKNOWN or body is None or not self.idle or not self.ended_plainly(body):
+            return False
+        self._due = 0
+        return True
+
+    def introduce(self) -> bytes:
+        """Find out what is said of the client to endpoints."""
+        peer = self.peername
+        address = peer[0] if isinstance(peer, tuple) else str(peer or "unknown")
+        scheme = b"https" if self.ssl_context else b"http"
+        self.about = b"\r\nX-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Request-Id: " % (
+            address.encode("ascii", "replace"),
+            scheme,
+        )
+        return self.about
+
+    def _gather(self, data: bytes, size: int) -> bool:
+        if size > _MAX_GATHERED:
+            return False
+        self._gathered = [data]
+        self._want = size - len(data)
+        self.fast.timed[self] = monotonic() + _GATHER_S
+        self.fast.expect()
+        return True
+
+    def _gathered_all(self) -> None:
+        data, self._gathered = b"".join(self._gathered or []), None
+        self.fast.timed.pop(self, None)
+        self.data_received(data)
+
+    def expire(self) -> None:
+        """What was waited for did not come."""
+        if self._gathered is not None:
+            data, self._gathered = b"".join(self._gathered), None
+            self._to_full_path(data)
+        elif self._discard and self.transport is not None:
+            self.transport.close()
+
+    def _keep_ahead(self, data: bytes) -> None:
+        self._ahead.append(data)
+        self._ahead_size += len(data)
+        if self._ahead_size > _MAX_AHEAD:
+            self.hold()
+
+    def _advance(self) -> None:
+        """Go on to what has come ahead of its turn."""
+        if self._advancing:
+            return
+        self._advancing = True
+        try:
+            while self._ahead and self._relay is None:
+                data = b"".join(self._ahead)
+                self._ahead.clear()
+                self._ahead_size = 0
+                self.unhold()
+                self.data_received(data)
+        finally:
+            self._advancing = False
+
+    # --- the full path ---
+
+    def _to_full_path(self, data: bytes) -> None:
+        if data:
+            self._count_in(data)
+        super().data_received(data)
+
+    def _count_in(self, data: bytes) -> None:
+        """Follow where the requests end that the full path gets."""
+        if self._due == _UNKNOWN:
+            return
+        if self._due == _PARTIAL:
+            data, self._partial, self._due = self._partial + data, b"", 0
+        while data:
+            if not self._due:
+                self._due = self._size_of(data)
+                if self._due == _PARTIAL:
+                    self._partial = data
+                if self._due < 0:
+                    return
+            taken = min(self._due, len(data))
+            self._due -= taken
+            data = data[taken:]
+
+    def _size_of(self, data: bytes) -> int:
+        end = data.find(b"\r\n\r\n")
+        if end < 0:
+            return _PARTIAL if len(data) <= _MAX_PARTIAL else _UNKNOWN
+        known = self.fast.planner.look_up(data, end)
+        return _UNKNOWN if known is None else known[2]
+
+    def hand_over(self, relay: Relay, handover: Handover, kept: list[bytes]) -> None:
+        """Let the full path go on with a request that the fast path began."""
+        self._relay = None
+        self.fast.active.discard(relay)
+        ahead, self._ahead, self._ahead_size = self._ahead, [], 0
+        self.unhold()
+        if self.transport is None:
+            self.fast.proxy.forsake(handover, CLIENT_LEFT)
+            return
+        self._handover = handover
+        self._to_full_path(b"".join([*kept, *ahead]))
+
+    def take_over(self) -> Handover | None:
+        handover, self._handover = self._handover, None
+        return handover
+
+    # --- answers ---
+
+    def put(self, data: bytes | memoryview) -> None:
+        """Bytes to the client, if it is still there."""
+        transport = self.transport
+        if transport is not None and not transport.is_closing():
+            transport.write(data)
+
+    def done(self, relay: Relay, now: float) -> None:
+        """A request is answered, and all of it has been written."""
+        self._relay = None
+        self.fast.active.discard(relay)
+        self._next_keepalive_close_time = now + self._keepalive_timeout
+        if self._closing or relay.left or self.held or self._ahead:
+            self._after(relay)
+
+    def _after(self, relay: Relay) -> None:
+        if self._closing:
+            self._end()
+            return
+        if relay.left:
+            self._drop(relay.left)
+        self.unhold()
+        self._advance()
+
+    def cut(self, relay: Relay) -> None:
+        """End the connection within an answer, such that the client sees that it is not whole."""
+        self._relay = None
+        self.fast.active.discard(relay)
+        self._ahead.clear()
+        self.unhold()
+        self.linger()
+
+    def refuse(self, relay: Relay, status: int, message: str, reason: str, *, close: bool = False) -> None:
+        """Answer a request with an error of the gateway's own."""
+        lease = relay.lease
+        times = timing(lease.queue_s, lease.start_s, relay.upstream_s)
+        self._answer_self(relay.plan, relay.id, status, message, reason, times, close=close)
+        if close:
+            self.cut(relay)
+        else:
+            self.done(relay, monotonic())
+
+    def _refused(self, plan: Plan, refusal: Refusal, data: bytes, size: int) -> None:
+        """Answer a request that is over a limit of its tenant."""
+        id = plan.head.request_id or self.fast.new_id()
+        times = timing(0.0, 0.0, None)
+        self._answer_self(
+            plan, id, refusal.status, refusal.message, refusal.reason, times, retry_after_s=refusal.retry_after_s
+        )
+        self._next_keepalive_close_time = monotonic() + self._keepalive_timeout
+        if len(data) < size:
+            self._drop(size - len(data))
+        elif len(data) > size:
+            self._ahead.insert(0, data[size:])
+            self._advance()
+
+    def _answer_self(
+        self,
+        plan: Plan,
+        id: bytes,
+        status: int,
+        message: str,
+        reason: str,
+        times: bytes,
+        *,
+        retry_after_s: int | None = None,
+        close: bool = False,
+    ) -> None:
+        body = json.dumps(plan.head.route.shape(status, message, reason)).encode() + b"\n"
+        fields = own_fields(status, retry_after_s)
+        fields += [(b"X-Request-Id", id), (b"Server-Timing", times), (b"Content-Length", b"%d" % len(body))]
+        if close:
+            fields.append((b"Connection", b"close"))
+        head = headers.serialize(status, HTTPStatus(status).phrase.encode("ascii"), fields)
+        self.put(head if plan.bodiless else head + body)
+
+    def _drop(self, nbytes: int) -> None:
+        self._discard = nbytes
+        self.fast.timed[self] = monotonic() + _DISCARD_S
+        self.fast.expect()
+
+    # --- back-pressure and its end ---
+
+    @property
+    def deaf(self) -> bool:
+        return self.held or super().deaf
+
+    def hold(self) -> None:
+        """Read nothing from the client for now."""
+        if not self.held and self.transport is not None:
+            self.held = True
+            self.transport.pause_reading()
+
+    def unhold(self) -> None:
+        """Go on after `hold`."""
+        if self.held:
+            self.held = False
+            if self.transport is not None and not self._reading_paused and not self._buffer_paused:
+                self.transport.resume_reading()
+
+    def abort(self) -> None:
+        """The client reads nothing."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def close(self) -> None:
+        if self._relay is None and self._gathered is None:
+            super().close()
+        else:
+            self._closing = True
+
+    def _end(self) -> None:
+        super().close()
+        if self.transport is not None:
+            self.transport.close()
+
+    def _process_keepalive(self) -> None:
+        if self._relay is not None or self._gathered is not None or self._discard:
+            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        super()._process_keepalive()
+
+
+class FastServer(ClientServer):
+    """Makes a `FastConnection` for each that is accepted."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        super().__init__(proxy)
+        self.fast = FastPath(proxy)
+
+    def _connection(self) -> FastConnection:
+        return FastConnection(self, loop=self._loop, **self._kwargs)

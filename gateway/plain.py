@@ -1,0 +1,130 @@
+"""Heads that leave no room for doubt: those that the fast path reads without a parser.
+
+A *plain* head is one that every parser reads in the same way, and that needs nothing but forwarding. The expressions
+here take less than the parsers of the full path, never more: whatever is unusual (a folded line, a field given twice, a
+coding, an expectation, a change of protocol) is not plain, and the full path sees to it.
+
+What is made of a head is kept by its bytes, since clients and replicas send the same heads again and again.
+Only the number after `Content-Length` usually changes. So it is cut out first: `split` gives what is left, and that
+number. Nothing is lost: the place of the first `Content-Length: ` says where the number was.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from gateway import headers, heads
+from gateway.deadlines import BadTimeout, client_timeout
+from gateway.protocols import Answer, Route, classify
+from gateway.tenants import credential
+
+#: A longer head is not kept, and not plain.
+MAX_HEAD: Final = 4096
+_MAX_KEPT: Final = 256
+_MAX_FIELDS: Final = 64
+_REQUEST_LINE: Final = re.compile(rb"(GET|HEAD|POST) (/(?!/)[0-9A-Za-z._~!$&'()*+,;=:@%/?-]*) HTTP/1\.1\r\n")
+_FIELD: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+): ([!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)\r\n")
+NUMBER: Final = re.compile(rb"0|[1-9][0-9]{0,14}")
+_LENGTHS: Final = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
+#: Fields with which a request is for the full path.
+_NOT_PLAIN: Final = frozenset({b"expect", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"})
+
+Fields = list[tuple[bytes, bytes]]
+V = TypeVar("V")
+
+
+def keep(kept: dict[bytes, V], key: bytes, value: V) -> None:
+    """Keep what was made of a head, in bounds."""
+    if len(kept) >= _MAX_KEPT:
+        kept.clear()
+    kept[key] = value
+
+
+def split(data: bytes, end: int) -> tuple[bytes, bytes]:
+    """(the head without the number of its length, that number) of a head whose last line ends before `end`.
+
+    The number is empty where there is none; it is a canonical decimal otherwise, or the head is left whole.
+    """
+    for name in _LENGTHS:
+        at = data.find(name, 0, end)
+        if at >= 0:
+            at += 18
+            stop = data.find(b"\r\n", at, end + 2)
+            number = data[at:stop]
+            if NUMBER.fullmatch(number):
+                return data[:at] + data[stop:end], number
+            break
+    return data[:end], b""
+
+
+def fields_of(block: bytes) -> Fields | None:
+    """Fields of whole lines; None where any of them is not plain."""
+    found: Fields = _FIELD.findall(block)
+    if len(found) > _MAX_FIELDS or sum(len(name) + len(value) + 4 for name, value in found) != len(block):
+        return None
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """A plain head of a request, and what follows from it alone."""
+
+    method: bytes
+    host: bytes
+    fields: Fields
+    """As they came, `Host` and `Content-Length` included."""
+    route: Route
+    length: bytes | None
+    """Decimal; None where it has none. Where it was cut out, that of the first such head."""
+    credential: str | None
+    request_id: bytes
+    """The client's own; empty where it gave none that is sane."""
+    forwardable: bool
+    """Whether it is for a model; if not, all that is known is where it ends."""
+
+
+def read_request(head: bytes) -> RequestHead | None:
+    """A request's head, its empty line excluded; None where it is not plain."""
+    line = _REQUEST_LINE.match(head)
+    if line is None or len(head) > MAX_HEAD:
+        return None
+    fields = fields_of(head[line.end() :])
+    if fields is None:
+        return None
+    values = {name.lower(): value for name, value in fields}
+    if len(values) != len(fields) or not _NOT_PLAIN.isdisjoint(values):
+        return None
+    host = values.get(b"host", b"")
+    length = values.get(b"content-length")
+    if (
+        not host
+        or not host.isascii()
+        or not heads.is_authority(host.decode("ascii"))
+        or values.get(b"connection", b"keep-alive").lower() != b"keep-alive"
+        or (length is not None and not NUMBER.fullmatch(length))
+    ):
+        return None
+    target = line[2].decode("ascii")
+    path = target.partition("?")[0].lower().replace("%2e", ".")
+    route = classify(line[1].decode("ascii"), target)
+    named_in_json = route.answer is Answer.BODY and not values.get(b"content-type", b"").lower().startswith(
+        b"multipart/"
+    )
+    try:
+        patient = client_timeout(fields) is None
+    except BadTimeout:
+        patient = False
+    return RequestHead(
+        method=line[1],
+        host=host,
+        fields=fields,
+        route=route,
+        length=length,
+        credential=credential(fields),
+        request_id=(headers.request_id(fields) or "").encode("ascii"),
+        forwardable="/." not in path
+        and patient
+        and (route.answer is Answer.FORWARD or (named_in_json and length is not None)),
+    )
