@@ -13,10 +13,21 @@ from typing import Final
 import h11
 
 from gateway import headers, heads, plain
+from gateway.exchange import timing
 
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.1 ([1-9][0-9]{2})(?: ([\t -~\x80-\xff]*))?\r\n")
 _KEEPALIVE_TIMEOUT: Final = re.compile(rb"(?:^|[,;\s])timeout\s*=\s*\"?(\d{1,6})", re.IGNORECASE)
 _BLANK: Final = re.compile(rb"\n\r?\n")
+
+
+#: The field for each tenth of a millisecond up to 0.1 s.
+_TIMINGS: Final = [b"\r\nServer-Timing: %b\r\n" % timing(0.0, 0.0, n / 1e4) for n in range(1000)]
+
+
+def server_timing(upstream_s: float) -> bytes:
+    """The field Server-Timing, with the line end before it, of a request that has not waited for a place."""
+    tenths = int(upstream_s * 1e4 + 0.5)
+    return _TIMINGS[tenths] if tenths < 1000 else b"\r\nServer-Timing: %b\r\n" % timing(0.0, 0.0, upstream_s)
 
 
 class NotHTTP(ValueError):

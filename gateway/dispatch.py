@@ -23,7 +23,6 @@ from gateway.leases import BLAMELESS, NOTHING, Effects, Lease, Outcome, Served
 from gateway.limits import Limits
 from gateway.meter import Meter
 from gateway.refusal import Refusal
-from gateway.retry_after import UNKNOWN_S, retry_after_s
 from gateway.tenants import Tenants
 from gateway.waiting import ANYONE, Claim, Ticket
 from gateway.wire import Removal, Report, SettingsUpdate, Snapshot, Update, Version
@@ -178,16 +177,16 @@ class Dispatcher:
             lease = self._lease(served, now, entered, claim.key)
             if lease is not None:
                 return lease
-        refusal = self._hopeless(served, now, wakes=wakes)
+        refusal = shedding.hopeless(served, now, wakes=wakes)
         if refusal is not None:
             return refusal
         entry = served.route.entry
         if entered is None and not self._make_room(served, nbytes, claim, now):
-            return self._overflow(served, now)
+            return shedding.overflow(served, now)
         first = now if entered is None else entered
         ticket = Ticket(nbytes, first, min(first + entry.queue_max_s, gives_up), claim=claim)
         if ticket.deadline <= now:
-            return self._expired(served, ticket, now)
+            return shedding.expired(served, ticket, now)
         served.room.enter(ticket, front=entered is not None)
         served.meter.queue.add(1, now)
         self._waiting.add(served)
@@ -253,16 +252,8 @@ class Dispatcher:
         """`answering`, then `release` with ANSWERED: for an answer that came in one piece."""
         served, endpoint, sent_at = lease.served, lease.endpoint, lease.sent_at
         vitals = endpoint.vitals
-        if (
-            sent_at is None
-            or not lease.open
-            or lease.begun
-            or vitals.errors
-            or vitals.trial
-            or vitals.ejections
-            or endpoint.backoff_s
-            or self._unsettled(served, endpoint)
-        ):
+        ill = vitals.errors or vitals.trial or vitals.ejections or endpoint.backoff_s
+        if ill or sent_at is None or lease.begun or not lease.open or self._unsettled(served, endpoint):
             self.answering(lease, now)
             return self.release(lease, _ANSWERED, now)
         # All is in order: what is left of the two.
@@ -276,14 +267,8 @@ class Dispatcher:
 
     def _unsettled(self, served: Served, endpoint: routing.Endpoint) -> bool:
         """Whether a request less may concern anybody else."""
-        return bool(
-            self._waiting
-            or self._ailing
-            or endpoint.draining
-            or endpoint.removed
-            or served.removed
-            or served.route.detector.out
-        )
+        leaving = endpoint.draining or endpoint.removed or served.removed
+        return bool(self._waiting or self._ailing or leaving or served.route.detector.out)
 
     def release(self, lease: Lease, outcome: Outcome, now: float) -> Effects:
         """Give back a lease: the one place where requests in flight become fewer."""
@@ -367,7 +352,7 @@ class Dispatcher:
         for served in list(self._waiting):
             for ticket in served.room.expire(now):
                 self._left(served, 1, now)
-                effects.refused.append((ticket, self._expired(served, ticket, now)))
+                effects.refused.append((ticket, shedding.expired(served, ticket, now)))
             effects.merge(self._grant(served, now))
         return effects
 
@@ -410,7 +395,7 @@ class Dispatcher:
                 return False
             served.room.leave(victim)
             self._left(served, 1, now)
-            self.evicted.append((victim, self._overflow(served, now)))
+            self.evicted.append((victim, shedding.overflow(served, now)))
         return True
 
     def _let(self, served: Served, endpoint: routing.Endpoint, now: float) -> Lease:
@@ -440,7 +425,7 @@ class Dispatcher:
             self._left(served, 1, now)
             effects.granted.append((ticket, lease))
         if served.room.count:
-            refusal = self._hopeless(served, now, wakes=True)
+            refusal = shedding.hopeless(served, now, wakes=True)
             if refusal is not None:
                 effects.refused += [(t, refusal) for t in self._clear(served, now)]
         return effects
@@ -460,35 +445,3 @@ class Dispatcher:
         if not served.room.count:
             self._waiting.discard(served)
             self._forget(served)
-
-    def _hopeless(self, served: Served, now: float, *, wakes: bool) -> Refusal | None:
-        entry = served.route.entry
-        if served.removed:
-            return Refusal(404, "unknown", f"model {entry.name!r} was removed")
-        if served.route.usable:
-            return None
-        if entry.max_replicas == 0:
-            return Refusal(503, "no_replicas", f"model {entry.name!r} is set to no replicas", UNKNOWN_S * 12)
-        if entry.unavailable is not None:
-            message = f"model {entry.name!r} has no replica at present: {entry.unavailable}"
-            return Refusal(503, "unavailable", message, retry_after_s(served, now))
-        if not wakes:
-            message = f"model {entry.name!r} has no replica at present, and this request does not start one"
-            return Refusal(503, "asleep", message, retry_after_s(served, now))
-        return None
-
-    def _overflow(self, served: Served, now: float) -> Refusal:
-        name = served.meter.name
-        if served.route.usable:
-            message = f"model {name!r} is busy and its queue is full"
-            return Refusal(429, "queue_full", message, retry_after_s(served, now))
-        message = f"model {name!r} has no replica yet and its queue is full"
-        return Refusal(503, "queue_full", message, retry_after_s(served, now))
-
-    def _expired(self, served: Served, ticket: Ticket, now: float) -> Refusal:
-        entry = served.route.entry
-        waited = now - ticket.entered
-        if ticket.deadline < ticket.entered + entry.queue_max_s:
-            return Refusal(504, "timeout", f"model {entry.name!r} gave no answer in time; {waited:.1f} s in the queue")
-        message = f"model {entry.name!r} had no place for this request within {waited:.1f} s"
-        return Refusal(503, "queue_timeout", message, retry_after_s(served, now))

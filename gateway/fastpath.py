@@ -18,26 +18,23 @@ A body that names its model is gathered first, for a moment and up to a bound; a
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Coroutine
 from http import HTTPStatus
 from time import monotonic
-from typing import Any, Final
+from typing import Final
 
 from gateway import headers
-from gateway.answers import Answers
 from gateway.clients import ClientConnection, ClientServer
 from gateway.exchange import own_fields, timing
 from gateway.handover import Handover
 from gateway.meter import CLIENT_LEFT, Ending
-from gateway.plans import Plan, Planner
+from gateway.plans import Plan
 from gateway.proxy import Proxy
 from gateway.refusal import Refusal
 from gateway.relay import Relay
+from gateway.relays import FastPath
 from gateway.tenants import Pass
 
-_SWEEP_S: Final = 0.1
 #: A body that names its model is gathered up to this size, and for so long.
 _MAX_GATHERED: Final = 256 * 1024
 _GATHER_S: Final = 0.5
@@ -49,61 +46,6 @@ _DISCARD_S: Final = 10.0
 _MAX_PARTIAL: Final = 64 * 1024
 _UNKNOWN: Final = -1
 _PARTIAL: Final = -2
-_FIXED: Final = 100_000_000_000_000
-
-
-class FastPath:
-    """What the connections of a worker share."""
-
-    def __init__(self, proxy: Proxy) -> None:
-        self.proxy = proxy
-        self.engine = proxy.engine
-        self.dispatcher = proxy.dispatcher
-        self.tenants = proxy.dispatcher.tenants
-        self.table = proxy.dispatcher.table
-        self.timeouts = proxy.timeouts
-        self.planner = Planner(proxy.dispatcher)
-        self.answers = Answers()
-        self.active: set[Relay] = set()
-        self.timed: dict[FastConnection, float] = {}
-        """Connections that wait for bytes, and until when."""
-        self._loop = asyncio.get_running_loop()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.looking = False
-        self._sweeper: asyncio.TimerHandle | None = None
-        self._prefix = proxy.new_id()[:16].encode("ascii")
-        self._count = 0
-
-    def new_id(self) -> bytes:
-        """A request id of our own: what is random in it is this worker's."""
-        self._count += 1
-        return b"%b%016x" % (self._prefix, self._count)
-
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run something that takes a while."""
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    # --- time ---
-
-    def expect(self) -> None:
-        """Something may take too long: look from time to time."""
-        if not self.looking:
-            self.looking = True
-            self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)
-
-    def _sweep(self) -> None:
-        self.looking = False
-        now = monotonic()
-        for relay in list(self.active):
-            relay.check(now)
-        for connection, due in list(self.timed.items()):
-            if now >= due:
-                del self.timed[connection]
-                connection.expire()
-        if self.active or self.timed:
-            self.expect()
 
 
 class FastConnection(ClientConnection):

@@ -37,11 +37,13 @@ class Bucket:
     As GCRA (ITU-T I.371): one number, the time at which it would be full again.
     """
 
-    __slots__ = ("_column", "_counts", "_full_at", "_seen", "burst", "rate")
+    __slots__ = ("_column", "_counts", "_depth", "_full_at", "_seen", "_step", "burst", "rate")
 
     def __init__(self, rate: float, burst: float, counts: Counts | None = None, slot: int = 0) -> None:
         self.rate = rate
         self.burst = burst
+        self._step = 1 / rate
+        self._depth = burst / rate + 1e-9
         self._full_at = -math.inf
         self._counts = counts
         self.take_slot(slot)
@@ -55,7 +57,9 @@ class Bucket:
         """Seconds until a token is there; 0 where one is."""
         if self._counts is not None:
             self._look(self._counts, now)
-        return max(0.0, max(self._full_at, now) + 1 / self.rate - now - self.burst / self.rate - 1e-9)
+        full_at = self._full_at
+        wait = (full_at if full_at > now else now) + self._step - now - self._depth
+        return wait if wait > 0 else 0.0
 
     def _look(self, counts: Counts, now: float) -> None:
         spent = counts.others(SPENT + self._column)
@@ -69,7 +73,8 @@ class Bucket:
 
     def take(self, now: float) -> None:
         """Take a token."""
-        self._full_at = max(self._full_at, now) + 1 / self.rate
+        full_at = self._full_at
+        self._full_at = (full_at if full_at > now else now) + self._step
         if self._counts is not None:
             self._counts.add(SPENT + self._column, 1)
             self._counts.set(FULL_AT + self._column, max(0, int(self._full_at * 1e9)))

@@ -109,8 +109,10 @@ def read_request(head: bytes) -> RequestHead | None:
     target = line[2].decode("ascii")
     path = target.partition("?")[0].lower().replace("%2e", ".")
     route = classify(line[1].decode("ascii"), target)
-    named_in_json = route.answer is Answer.BODY and not values.get(b"content-type", b"").lower().startswith(
-        b"multipart/"
+    named_in_json = (
+        route.answer is Answer.BODY
+        and b"content-encoding" not in values
+        and not values.get(b"content-type", b"").lower().startswith(b"multipart/")
     )
     try:
         patient = client_timeout(fields) is None

@@ -13,6 +13,7 @@ from gateway.leases import Served
 from gateway.protocols import Answer, openai
 from gateway.refusal import Refusal
 from gateway.tenants import CREDENTIALS, Tenant
+from gateway.wire import ModelEntry
 
 #: What is known of the exact bytes of a head: the plan, the number of its length, and the size of the whole request.
 Known = tuple["Plan", bytes, int]
@@ -52,6 +53,11 @@ class Plan:
         self.timeout_s = 0.0
         self.by_name: dict[str, Plan] = {}
         """Where the body names the model: the plan for each."""
+
+
+def needs_more(entry: ModelEntry) -> bool:
+    """Whether requests for a model need more than to be passed on: the full path sees to it."""
+    return bool(entry.split or entry.mirror or entry.sticky_header or entry.hedge is not None)
 
 
 class Planner:
@@ -123,7 +129,7 @@ class Planner:
         if served is None:
             return
         entry = served.route.entry
-        if entry.split or entry.mirror or entry.sticky_header or entry.hedge is not None:
+        if needs_more(entry) or (entry.rename_aliases and name != entry.name):
             return
         route = plan.head.route
         plan.served = served

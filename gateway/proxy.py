@@ -183,11 +183,10 @@ class Proxy:
             return x.answer(404, self._unknown(route, named.name))
         x.model = served.meter.name
         key = _sticky_key(x, served)
-        claim, held, result = ANYONE, None, Result()
         begun, x.begun = x.begun, None
+        claim, held, result = ANYONE, begun.permit if begun is not None else None, Result()
         if x.tenant is not None:
-            permit = begun.permit if begun is not None else None
-            answer = permit or self.dispatcher.tenants.admit(x.tenant, served.meter.name, x.arrival)
+            answer = held or self.dispatcher.tenants.admit(x.tenant, served.meter.name, x.arrival)
             if isinstance(answer, Refusal):
                 served.meter.finish(Ending.REFUSED, answer.status, 0.0, answer.reason)
                 return x.refuse(answer.status, answer.message, answer.reason, retry_after_s=answer.retry_after_s)

@@ -18,10 +18,9 @@ import logging
 from time import monotonic
 from typing import TYPE_CHECKING, Final, cast
 
-from gateway.answers import AnswerHead, Known, NotHTTP
+from gateway.answers import AnswerHead, Known, NotHTTP, server_timing
 from gateway.body import REPLAY_BYTES
 from gateway.chunks import LAST, BadChunks, Walk
-from gateway.exchange import timing
 from gateway.handover import Handover
 from gateway.leases import NOTHING, Lease, Outcome
 from gateway.meter import CLIENT_LEFT, Ending
@@ -45,16 +44,6 @@ _EARLY: Final = 64 * 1024
 
 # How the end of an answer is known.
 _HEAD, _LENGTH, _CHUNKS, _CLOSE, _OVER = range(5)
-
-
-#: The field for each tenth of a millisecond up to 0.1 s.
-_TIMINGS: Final = [b"\r\nServer-Timing: %b\r\n" % timing(0.0, 0.0, n / 1e4) for n in range(1000)]
-
-
-def server_timing(upstream_s: float) -> bytes:
-    """The field Server-Timing, with the line end before it, of a request that has not waited for a place."""
-    tenths = int(upstream_s * 1e4 + 0.5)
-    return _TIMINGS[tenths] if tenths < 1000 else b"\r\nServer-Timing: %b\r\n" % timing(0.0, 0.0, upstream_s)
 
 
 class Relay:
