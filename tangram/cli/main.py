@@ -90,11 +90,18 @@ def up(
     advise: Annotated[
         bool, typer.Option("--advise", help="Only say how many replicas there should be; no count changes by itself.")
     ] = False,
+    no_fast_path: Annotated[
+        bool, typer.Option("--no-fast-path", help="Parse every request in full, also those that are plain.")
+    ] = False,
 ) -> None:
     from tangram.cli.up import UpOptions
     from tangram.cli.up import up as run
 
-    run(UpOptions(file, listen, admin, state, workers, log_json, insecure_listen, tls_cert, tls_key, advise))
+    run(
+        UpOptions(
+            file, listen, admin, state, workers, log_json, insecure_listen, tls_cert, tls_key, advise, no_fast_path
+        )
+    )
 
 
 @app.command(help="Stop what runs on a state directory, also what a killed supervisor left.")

@@ -40,6 +40,7 @@ class UpOptions:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     advise: bool = False
+    no_fast_path: bool = False
 
 
 def up(options: UpOptions) -> None:
@@ -84,6 +85,8 @@ def prepare(options: UpOptions) -> list[str]:
         arguments.append("--require-key")
     if options.advise:
         arguments.append("--advise")
+    if options.no_fast_path:
+        arguments.append("--no-fast-path")
     return [*arguments, "--log-json"] if options.log_json else arguments
 
 

@@ -383,6 +383,7 @@ def parts_of(options: argparse.Namespace, paths: StatePaths) -> list[Part]:
         argv = [python, "-m", "gateway.worker", "--listen", options.listen, "--index", str(index)]
         argv += ["--workers", str(options.workers), "--controller", str(paths.wire)]
         argv += ["--cache", str(paths.table_cache(index)), "--limits", str(paths.limits), *tls, *json_logs]
+        argv += ["--no-fast-path"] if options.no_fast_path else []
         parts.append(Part(role, argv, markers(role), listen=parse_address(options.listen)))
     return parts
 
@@ -398,6 +399,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--log-json", action="store_true")
     parser.add_argument("--require-key", action="store_true")
     parser.add_argument("--advise", action="store_true")
+    parser.add_argument("--no-fast-path", action="store_true")
     parser.add_argument("--tls-cert", type=Path)
     parser.add_argument("--tls-key", type=Path)
     options = parser.parse_args(argv)

@@ -101,6 +101,7 @@ def test_parts_carry_what_finds_and_tells_them_apart(tmp_path: Path, paths: Stat
         log_json=False,
         require_key=False,
         advise=False,
+        no_fast_path=False,
         tls_cert=None,
         tls_key=None,
     )
