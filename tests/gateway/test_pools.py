@@ -1,0 +1,63 @@
+"""Connections to replicas that are kept, or opened before they are asked for."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from gateway.pools import AHEAD, Pools
+
+
+@pytest.fixture
+async def pools():
+    made = Pools()
+    yield made
+    made.close()
+
+
+async def test_connections_are_opened_to_a_new_endpoint_and_wait_for_requests(pools, replica, kit):
+    one = await replica()
+    for _ in range(3):
+        pools.prepare([("m-0", "127.0.0.1", one.port)])
+    await kit.until(lambda: pools.counts() == {"m-0": (0, AHEAD)})
+    assert one.connections == AHEAD
+    pool = pools.get("m-0", "127.0.0.1", one.port)
+    taken = pool.reuse(time.monotonic(), repeatable=True)
+    assert taken is not None
+    assert pools.counts() == {"m-0": (1, AHEAD - 1)}
+    taken.give_back(None, time.monotonic())
+    assert pools.counts() == {"m-0": (0, AHEAD)}
+
+
+async def test_an_endpoint_that_cannot_be_reached_is_left_alone(pools, replica, kit):
+    one = await replica()
+    await one.stop()
+    pools.prepare([("m-0", "127.0.0.1", one.port)])
+    await kit.until(lambda: not pools._opening)
+    assert pools.counts() == {"m-0": (0, 0)}
+
+
+async def test_what_the_endpoint_says_of_its_keep_alive_is_heeded(pools, replica, kit):
+    one = await replica()
+    pools.prepare([("m-0", "127.0.0.1", one.port)])
+    await kit.until(lambda: pools.counts() == {"m-0": (0, AHEAD)})
+    pool = pools.get("m-0", "127.0.0.1", one.port)
+    now = time.monotonic()
+    taken = pool.reuse(now, repeatable=True)
+    assert taken is not None
+    taken.give_back(1.0, now)
+    assert pool.reuse(now + 0.6, repeatable=False) is None
+    assert pool.reuse(now + 0.4, repeatable=False) is taken
+
+
+async def test_a_leaving_endpoint_keeps_no_connections(pools, replica, kit):
+    one = await replica()
+    pools.prepare([("m-0", "127.0.0.1", one.port)])
+    await kit.until(lambda: pools.counts() == {"m-0": (0, AHEAD)})
+    taken = pools.get("m-0", "127.0.0.1", one.port).reuse(time.monotonic(), repeatable=True)
+    assert taken is not None
+    pools.retain({"m-0": True})
+    await kit.until(lambda: one.open == 1)
+    taken.give_back(None, time.monotonic())
+    await kit.until(lambda: one.open == 0)
