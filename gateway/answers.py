@@ -21,13 +21,13 @@ _BLANK: Final = re.compile(rb"\n\r?\n")
 
 
 #: The field for each tenth of a millisecond up to 0.1 s.
-_TIMINGS: Final = [b"\r\nServer-Timing: %b\r\n" % timing(0.0, 0.0, n / 1e4) for n in range(1000)]
+TIMINGS: Final = [b"\r\nServer-Timing: %b\r\n" % timing(0.0, 0.0, n / 1e4) for n in range(1000)]
 
 
 def server_timing(upstream_s: float) -> bytes:
     """The field Server-Timing, with the line end before it, of a request that has not waited for a place."""
     tenths = int(upstream_s * 1e4 + 0.5)
-    return _TIMINGS[tenths] if tenths < 1000 else b"\r\nServer-Timing: %b\r\n" % timing(0.0, 0.0, upstream_s)
+    return TIMINGS[tenths] if tenths < 1000 else b"\r\nServer-Timing: %b\r\n" % timing(0.0, 0.0, upstream_s)
 
 
 class NotHTTP(ValueError):

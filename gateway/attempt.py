@@ -161,7 +161,7 @@ class Attempt:
         endpoint = self.lease.endpoint
         pool = self._engine.pools.get(endpoint.id, endpoint.host, endpoint.port)
         if not self._fresh:
-            connection = pool.reuse(monotonic(), repeatable=self._out.repeatable)
+            connection = pool.reuse(monotonic(), self._out.repeatable)
             if connection is not None:
                 return connection
         return await pool.connect()

@@ -231,13 +231,9 @@ class Dispatcher:
 
     def sent(self, lease: Lease, now: float) -> None:
         """The request of a lease was sent whole: from now on the endpoint is what is waited for."""
-        if lease.open and lease.sent_at is None and not lease.begun:
+        if lease.sent_at is None and not lease.begun and lease.open:
             lease.sent_at = now
-            vitals = lease.endpoint.vitals
-            if vitals.awaited:
-                vitals.awaited += 1
-            else:
-                vitals.sent(now)
+            lease.endpoint.vitals.sent(now)
 
     def answering(self, lease: Lease, now: float) -> None:
         """The first byte of an answer came."""
@@ -250,25 +246,27 @@ class Dispatcher:
 
     def answered(self, lease: Lease, now: float) -> Effects:
         """`answering`, then `release` with ANSWERED: for an answer that came in one piece."""
-        served, endpoint, sent_at = lease.served, lease.endpoint, lease.sent_at
+        endpoint, sent_at = lease.endpoint, lease.sent_at
         vitals = endpoint.vitals
         ill = vitals.errors or vitals.trial or vitals.ejections or endpoint.backoff_s
-        if ill or sent_at is None or lease.begun or not lease.open or self._unsettled(served, endpoint):
+        if ill or sent_at is None or lease.begun or not lease.open or self._unsettled(lease.served, endpoint):
             self.answering(lease, now)
             return self.release(lease, _ANSWERED, now)
         # All is in order: what is left of the two.
         lease.open = False
-        vitals.answering(now - sent_at, now)
         lease.sent_at = None
+        vitals.answering(now - sent_at, now)
         self.limits.release(endpoint)
-        lease.meter.flight.add(-1, now)
-        lease.meter.completions += 1
+        meter = lease.meter
+        meter.flight.add(-1, now)
+        meter.completions += 1
         return NOTHING
 
     def _unsettled(self, served: Served, endpoint: routing.Endpoint) -> bool:
         """Whether a request less may concern anybody else."""
-        leaving = endpoint.draining or endpoint.removed or served.removed
-        return bool(self._waiting or self._ailing or leaving or served.route.detector.out)
+        if self._waiting or self._ailing or endpoint.draining or endpoint.removed or served.removed:
+            return True
+        return served.route.detector.out > 0
 
     def release(self, lease: Lease, outcome: Outcome, now: float) -> Effects:
         """Give back a lease: the one place where requests in flight become fewer."""

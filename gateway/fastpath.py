@@ -64,6 +64,7 @@ class FastConnection(ClientConnection):
         "_relay",
         "_want",
         "about",
+        "clogged",
         "fast",
         "held",
     )
@@ -71,6 +72,8 @@ class FastConnection(ClientConnection):
     def __init__(self, manager: FastServer, **options: object) -> None:
         super().__init__(manager, **options)
         self.fast = manager.fast
+        self.clogged = False
+        """The client has yet to read what was written."""
         self.held = False
         """Nothing is read from the client at present."""
         self._relay: Relay | None = None
@@ -137,11 +140,13 @@ class FastConnection(ClientConnection):
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        self.clogged = True
         if self._relay is not None:
             self._relay.client_stalled()
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self.clogged = False
         if self._relay is not None:
             self._relay.client_writable()
 
@@ -165,47 +170,47 @@ class FastConnection(ClientConnection):
         end = data.find(b"\r\n\r\n")
         if end < 0 or self.transport is None or fast.proxy.closing:
             return False
-        planner = fast.planner
-        known = planner.exact.get(data[:end]) or planner.look_up(data, end)
+        known = fast.plans.get(data[:end]) or fast.planner.look_up(data, end)
         if known is None:
             return False
-        plan, number, size = known
+        plan, length, size = known
         if plan.version is not fast.table.version:
-            planner.resolve(plan)
+            fast.planner.resolve(plan)
         if not plan.name:
             return False
         end += 4
+        left = size - len(data)
         if plan.in_body:
-            if len(data) < size:
-                return self._gather(data, size)
-            named = planner.named(plan, data[end:size])
+            if left > 0:
+                return self._gather(data, left)
+            named = fast.planner.named(plan, data[end:size])
             if named is None:
                 return False
             plan = named
         now = monotonic()
-        served = plan.served
         permit: Pass | None = None
         if plan.tenant is not None:
             answer = fast.tenants.admit(plan.tenant, plan.name, now)
             if isinstance(answer, Refusal):
-                served.meter.finish(Ending.REFUSED, answer.status, 0.0, answer.reason)
+                plan.served.meter.finish(Ending.REFUSED, answer.status, 0.0, answer.reason)
                 self._refused(plan, answer, data, size)
                 return True
             permit = answer
-        lease = fast.dispatcher.lease_now(served, now)
+        lease = fast.dispatcher.lease_now(plan.served, now)
+        id = plan.request_id or fast.new_id()
         if lease is None:
             if permit is not None:
-                self._handover = Handover((plan.head.request_id or fast.new_id()).decode("ascii"), now, permit)
+                self._handover = Handover(id.decode("ascii"), now, permit)
             return False
-        served.meter.arrivals += 1
-        if len(data) > size:
+        plan.served.meter.arrivals += 1
+        if left < 0:
             self._keep_ahead(data[size:])
-            data = data[:size]
-        relay = self._relay = Relay(self, plan, lease, permit, plan.head.request_id or fast.new_id(), now)
+            data, left = data[:size], 0
+        relay = self._relay = Relay(self, plan, lease, permit, id, now)
         fast.active.add(relay)
         if not fast.looking:
             fast.expect()
-        relay.start(data, end, number, size - len(data))
+        relay.start(data, end, length, left)
         return True
 
     def _clean(self) -> bool:
@@ -227,11 +232,11 @@ class FastConnection(ClientConnection):
         )
         return self.about
 
-    def _gather(self, data: bytes, size: int) -> bool:
-        if size > _MAX_GATHERED:
+    def _gather(self, data: bytes, left: int) -> bool:
+        if len(data) + left > _MAX_GATHERED:
             return False
         self._gathered = [data]
-        self._want = size - len(data)
+        self._want = left
         self.fast.timed[self] = monotonic() + _GATHER_S
         self.fast.expect()
         return True
@@ -362,7 +367,7 @@ class FastConnection(ClientConnection):
 
     def _refused(self, plan: Plan, refusal: Refusal, data: bytes, size: int) -> None:
         """Answer a request that is over a limit of its tenant."""
-        id = plan.head.request_id or self.fast.new_id()
+        id = plan.request_id or self.fast.new_id()
         times = timing(0.0, 0.0, None)
         self._answer_self(
             plan, id, refusal.status, refusal.message, refusal.reason, times, retry_after_s=refusal.retry_after_s

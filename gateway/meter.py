@@ -37,27 +37,28 @@ class Ending(StrEnum):
 class Level:
     """A number over time, its integral, and for how long it has been above 0."""
 
-    __slots__ = ("_area", "_busy", "_since", "value")
+    __slots__ = ("_balance", "_busy", "_since", "value")
 
     def __init__(self, now: float) -> None:
         self.value = 0
-        self._area = 0.0
+        # Times at which it went down, less those at which it went up: the integral, but for what is up now.
+        self._balance = 0.0
         self._busy = 0.0
         self._since = now
 
     def add(self, step: int, now: float) -> None:
         """Change the number."""
-        elapsed = now - self._since
-        if elapsed > 0:
-            if self.value:
-                self._area += self.value * elapsed
-                self._busy += elapsed
+        value = self.value
+        if not value:
             self._since = now
-        self.value += step
+        self._balance -= step * now
+        self.value = value = value + step
+        if not value:
+            self._busy += now - self._since
 
     def area(self, now: float) -> float:
         """Integral up to now."""
-        return self._area + self.value * max(0.0, now - self._since)
+        return max(0.0, self._balance + self.value * now)
 
     def busy(self, now: float) -> float:
         """Seconds above 0 up to now."""

@@ -30,6 +30,7 @@ class Plan:
         "name",
         "prefix",
         "repeatable",
+        "request_id",
         "served",
         "tenant",
         "timeout_s",
@@ -40,6 +41,7 @@ class Plan:
 
     def __init__(self, head: plain.RequestHead) -> None:
         self.head = head
+        self.request_id = head.request_id
         self.bodiless = head.method == b"HEAD"
         self.in_body = head.route.answer is Answer.BODY
         self.version: object = None

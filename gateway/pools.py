@@ -45,7 +45,7 @@ class Pool:
         """Connections that wait for a request."""
         return len(self._idle)
 
-    def reuse(self, now: float, *, repeatable: bool) -> Connection | None:
+    def reuse(self, now: float, repeatable: bool) -> Connection | None:
         """An idle connection that the request may take."""
         idle = self._idle
         while idle:
@@ -96,7 +96,10 @@ class Pool:
     async def prepare(self) -> None:
         """Open a connection ahead of the first request, if that can be done."""
         with suppress(Unreachable):
-            (await self.connect()).give_back(None, monotonic())
+            connection = await self.connect()
+            # An endpoint that closes it is no more to blame than for one that it has answered on.
+            connection.used += 1
+            connection.give_back(None, monotonic())
 
     def sweep(self, now: float) -> None:
         """Close what has been idle for too long."""

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import logging
 from time import monotonic
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
-from gateway.answers import AnswerHead, Known, NotHTTP, server_timing
+from gateway.answers import TIMINGS, AnswerHead, Known, NotHTTP, server_timing
 from gateway.body import REPLAY_BYTES
 from gateway.chunks import LAST, BadChunks, Walk
 from gateway.handover import Handover
@@ -98,28 +98,31 @@ class Relay:
         plan, endpoint, now = self.plan, self.lease.endpoint, self.arrival
         self.left = left
         """Bytes of the request's body to come."""
-        head = (plan.prefix, length, self.client.about or self.client.introduce(), self.id, b"\r\n\r\n")
-        pool = cast("Pool | None", endpoint.pool)
+        pool: Pool | None = endpoint.pool  # type: ignore[assignment]
         if pool is None:
             pool = endpoint.pool = self.fast.engine.pools.get(endpoint.id, endpoint.host, endpoint.port)
-        connection = self.connection = pool.reuse(now, repeatable=plan.repeatable)
+        client = self.client
+        about = client.about or client.introduce()
+        large = len(data) - end > _LARGE
+        body = b"" if large else data[end:]
+        request = b"".join((plan.prefix, length, about, self.id, b"\r\n\r\n", body))
         if left:
             self._pace = Pace(self.fast.timeouts)
             self._waiting_since = now
-        if connection is None or plan.repeatable:
-            self.kept = [data]
-            self.kept_size = len(data)
+        repeatable = plan.repeatable
+        connection = self.connection = pool.reuse(now, repeatable)
         if connection is None:
-            self._unsent = [*head, data[end:]]
+            self.kept, self.kept_size = [data], len(data)
+            self._unsent = [request, data[end:] if large else b""]
             self.fast.spawn(self._connect(pool))
             return
-        self._stale = True
+        if repeatable:
+            self.kept, self.kept_size = [data], len(data)
+        self._stale = connection.used > 0
         self.sent_at = now
-        if len(data) - end > _LARGE:
-            connection.ask(self, b"".join(head))
+        connection.ask(self, request)
+        if large:
             connection.write(memoryview(data)[end:])
-        else:
-            connection.ask(self, b"".join((*head, data[end:])))
         if not left:
             self.fast.dispatcher.sent(self.lease, now)
 
@@ -197,7 +200,7 @@ class Relay:
             self._read_chunks(data)
         elif stage == _HEAD:
             end = data.find(b"\r\n\r\n")
-            known = self.fast.answers.exact.get(data[:end])
+            known = self.fast.known.get(data[:end])
             if known is None or known.size != len(data) or self._held or self.left or self.plan.bodiless:
                 self._read_head(data)
             else:
@@ -222,12 +225,14 @@ class Relay:
     def _answer_at_once(self, known: Known, body: bytes) -> None:
         """Pass on an answer that has come in one piece: what `_begin` and `_finish` do, in one go."""
         now = monotonic()
-        client, fast, connection = self.client, self.fast, self.connection
+        client, fast, connection, head = self.client, self.fast, self.connection, known.head
         assert connection is not None
-        head = known.head
-        status = self.begun = head.status
         self._stage = _OVER
-        client.put(b"".join((head.lead, self.id, server_timing(now - self.sent_at), known.framing, body)))
+        tenths = int((now - self.sent_at) * 1e4 + 0.5)
+        times = TIMINGS[tenths] if tenths < 1000 else server_timing(now - self.sent_at)
+        transport = client.transport
+        if transport is not None and not transport.is_closing():
+            transport.write(b"".join((head.lead, self.id, times, known.framing, body)))
         if head.reusable:
             connection.give_back(head.keepalive_s, now)
         else:
@@ -235,7 +240,8 @@ class Relay:
         effects = fast.dispatcher.answered(self.lease, now)
         if effects is not NOTHING:
             fast.engine.follow(effects)
-        if client.writing_paused:
+        status = self.begun = head.status
+        if client.clogged:
             self._ending = Ending.COMPLETED
             return
         self.plan.served.meter.complete(status, now - self.arrival)
@@ -340,7 +346,7 @@ class Relay:
         effects = fast.dispatcher.release(self.lease, _ERROR if status >= 500 else _ANSWERED, now)
         if effects is not NOTHING:
             fast.engine.follow(effects)
-        if client.writing_paused:
+        if client.clogged:
             self._ending = Ending.COMPLETED
             return
         self.plan.served.meter.complete(status, now - self.arrival)

@@ -41,7 +41,9 @@ class FastPath:
         self.table = proxy.dispatcher.table
         self.timeouts = proxy.timeouts
         self.planner = Planner(proxy.dispatcher)
+        self.plans = self.planner.exact
         self.answers = Answers()
+        self.known = self.answers.exact
         self.active: set[Watched] = set()
         self.timed: dict[Timed, float] = {}
         """Connections that wait for bytes, and until when."""

@@ -71,34 +71,39 @@ class Tenant:
         self.in_flight = 0
         self.quotas: dict[str, Quota] = {}
         """By model; "": over all."""
-        self._chains: dict[str, list[Quota]] = {}
+        self.terms: dict[str, Terms] = {}
+        """By model, for those that were asked for since the table last changed."""
 
-    def chain(self, model: str) -> list[Quota]:
-        """The limits that a request for a model must pass."""
-        found = self._chains.get(model)
-        if found is None:
-            found = [self.quotas[name] for name in ("", model) if name in self.quotas]
-            self._chains[model] = found
-        return found
-
-    def forget_chains(self) -> None:
-        """The limits are others."""
-        self._chains.clear()
+    def agree(self, model: str) -> Terms:
+        """What holds for requests for a model."""
+        quotas = [self.quotas[name] for name in ("", model) if name in self.quotas]
+        buckets = [quota.bucket for quota in quotas if quota.bucket is not None]
+        made = self.terms[model] = Terms(model, self.may_use(model), quotas, buckets)
+        return made
 
     def may_use(self, model: str) -> bool:
         """Whether the model is among those allowed."""
         return self.entry.models is None or model in self.entry.models
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What holds for a tenant's requests for one model."""
+
+    model: str
+    allowed: bool
+    quotas: list[Quota]
+    buckets: list[Bucket]
+
+
 class Pass:
     """A request of a tenant within its limits; given back exactly once."""
 
-    __slots__ = ("model", "quotas", "since", "tenant")
+    __slots__ = ("since", "tenant", "terms")
 
-    def __init__(self, tenant: Tenant, model: str, quotas: list[Quota], since: float) -> None:
+    def __init__(self, tenant: Tenant, terms: Terms, since: float) -> None:
         self.tenant = tenant
-        self.model = model
-        self.quotas = quotas
+        self.terms = terms
         self.since = since
 
 
@@ -127,8 +132,8 @@ class Tenants:
             tenant = self.by_name.setdefault(entry.name, Tenant(entry.name))
             if tenant.entry.limits != entry.limits or not tenant.quotas:
                 tenant.quotas = {limit.model: self._quota(limit, tenant.quotas) for limit in entry.limits}
-                tenant.forget_chains()
             tenant.entry = entry
+            tenant.terms.clear()
             tenant.claim = Claim(entry.name, entry.priority, entry.weight)
             for key in entry.keys:
                 self._keys[key.id] = (bytes.fromhex(key.sha256), tenant)
@@ -150,33 +155,33 @@ class Tenants:
 
     def admit(self, tenant: Tenant, model: str, now: float) -> Pass | Refusal:
         """Whether a request is within the tenant's limits."""
-        if not tenant.may_use(model):
+        terms = tenant.terms.get(model) or tenant.agree(model)
+        if not terms.allowed:
             return self._refuse(tenant, 403, "forbidden", f"tenant {tenant.name!r} may not use model {model!r}")
-        quotas = tenant.chain(model)
         wait = 0.0
-        for quota in quotas:
-            if quota.bucket is not None and (more := quota.bucket.wait_s(now)) > wait:
+        for bucket in terms.buckets:
+            more = bucket.wait_s(now)
+            if more > wait:
                 wait = more
         if wait > 0:
             text = f"tenant {tenant.name!r} has sent more requests a second than it may"
             return self._refuse(tenant, 429, "rate_limit", text, max(1, math.ceil(wait)))
-        for index, quota in enumerate(quotas):
+        for quota in terms.quotas:
             if not self._limits.acquire(quota):
-                for taken in quotas[:index]:
+                for taken in terms.quotas[: terms.quotas.index(quota)]:
                     self._limits.release(taken)
                 text = f"tenant {tenant.name!r} has as many requests in progress as it may"
                 return self._refuse(tenant, 429, "concurrency_limit", text, _BUSY_RETRY_S)
-        for quota in quotas:
-            if quota.bucket is not None:
-                quota.bucket.take(now)
+        for bucket in terms.buckets:
+            bucket.take(now)
         tenant.in_flight += 1
-        return Pass(tenant, model, quotas, now)
+        return Pass(tenant, terms, now)
 
     def release(self, held: Pass, code: int, now: float) -> None:
         """The request ended with this code."""
-        for quota in held.quotas:
+        for quota in held.terms.quotas:
             self._limits.release(quota)
-        tenant, model = held.tenant, held.model
+        tenant, model = held.tenant, held.terms.model
         tenant.in_flight -= 1
         usage = tenant.usage
         key = (model, code)

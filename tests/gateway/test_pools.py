@@ -23,7 +23,7 @@ async def test_connections_are_opened_to_a_new_endpoint_and_wait_for_requests(po
     await kit.until(lambda: pools.counts() == {"m-0": (0, AHEAD)})
     assert one.connections == AHEAD
     pool = pools.get("m-0", "127.0.0.1", one.port)
-    taken = pool.reuse(time.monotonic(), repeatable=True)
+    taken = pool.reuse(time.monotonic(), True)
     assert taken is not None
     assert pools.counts() == {"m-0": (1, AHEAD - 1)}
     taken.give_back(None, time.monotonic())
@@ -44,18 +44,18 @@ async def test_what_the_endpoint_says_of_its_keep_alive_is_heeded(pools, replica
     await kit.until(lambda: pools.counts() == {"m-0": (0, AHEAD)})
     pool = pools.get("m-0", "127.0.0.1", one.port)
     now = time.monotonic()
-    taken = pool.reuse(now, repeatable=True)
+    taken = pool.reuse(now, True)
     assert taken is not None
     taken.give_back(1.0, now)
-    assert pool.reuse(now + 0.6, repeatable=False) is None
-    assert pool.reuse(now + 0.4, repeatable=False) is taken
+    assert pool.reuse(now + 0.6, False) is None
+    assert pool.reuse(now + 0.4, False) is taken
 
 
 async def test_a_leaving_endpoint_keeps_no_connections(pools, replica, kit):
     one = await replica()
     pools.prepare([("m-0", "127.0.0.1", one.port)])
     await kit.until(lambda: pools.counts() == {"m-0": (0, AHEAD)})
-    taken = pools.get("m-0", "127.0.0.1", one.port).reuse(time.monotonic(), repeatable=True)
+    taken = pools.get("m-0", "127.0.0.1", one.port).reuse(time.monotonic(), True)
     assert taken is not None
     pools.retain({"m-0": True})
     await kit.until(lambda: one.open == 1)
