@@ -46,6 +46,13 @@ class Walk:
         if self._held:
             data = self._held + data
             self._held = b""
+        elif not self._left and not self._trailing:
+            # One whole chunk, as an event of a stream usually comes.
+            at = data.find(b"\r\n")
+            if 0 < at < 8 and data.endswith(b"\r\n") and _SIZE.fullmatch(data, 0, at):
+                size = int(data[:at], 16)
+                if size and size + at + 4 == len(data):
+                    return data
         if self._trailing:
             return self._trailers(data, 0)
         left = self._left

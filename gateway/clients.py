@@ -52,16 +52,8 @@ class ClientConnection(web.RequestHandler):
         # all of them. So it goes on to the next only once the one before has been taken.
         self._max_msg_queue_size = 1
         self._msg_queue_resume_size = 0
-        self._parser = HttpRequestParser(
-            self,
-            self._loop,
-            self._read_bufsize,
-            max_line_size=_MAX_LINE_BYTES,
-            max_field_size=_MAX_LINE_BYTES,
-            payload_exception=web.RequestPayloadError,
-            auto_decompress=False,
-            max_msg_queue_size=1,
-        )
+        # Made when something is to be parsed.
+        self._parser = None
         self._body: StreamReader | None = None
         """Of the last request that came."""
         self._answered: StreamReader | None = None
@@ -88,6 +80,9 @@ class ClientConnection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        self._bound_stalls(transport)
+
+    def _bound_stalls(self, transport: asyncio.BaseTransport) -> None:
         raw = transport.get_extra_info("socket")
         if raw is not None and raw.family in _INET:
             # The rest of an answer to one that reads no more; nobody waits for that here.
@@ -99,6 +94,17 @@ class ClientConnection(web.RequestHandler):
             return
         if data:
             self._last = (self._last + data[-len(_PLAIN_END) :])[-len(_PLAIN_END) :]
+        if self._parser is None and self._manager is not None:
+            self._parser = HttpRequestParser(
+                self,
+                self._loop,
+                self._read_bufsize,
+                max_line_size=_MAX_LINE_BYTES,
+                max_field_size=_MAX_LINE_BYTES,
+                payload_exception=web.RequestPayloadError,
+                auto_decompress=False,
+                max_msg_queue_size=1,
+            )
         unfinished = self._body is not None and not self._body.is_eof()
         super().data_received(data)
         if unfinished and not self._messages and self._body is not None and self._body.is_eof():

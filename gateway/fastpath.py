@@ -18,10 +18,14 @@ A body that names its model is gathered first, for a moment and up to a bound; a
 
 from __future__ import annotations
 
+import asyncio
 import json
 from http import HTTPStatus
 from time import monotonic
-from typing import Final
+from typing import Final, cast
+
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.tcp_helpers import tcp_keepalive
 
 from gateway import headers
 from gateway.clients import ClientConnection, ClientServer
@@ -62,6 +66,7 @@ class FastConnection(ClientConnection):
         "_handover",
         "_partial",
         "_relay",
+        "_started",
         "_want",
         "about",
         "clogged",
@@ -78,6 +83,8 @@ class FastConnection(ClientConnection):
         """Nothing is read from the client at present."""
         self._relay: Relay | None = None
         """The request in progress on the fast path."""
+        self._started = False
+        """Whether the full path is at work: aiohttp's task, which handles its requests."""
         self._ahead: list[bytes] = []
         """Bytes of requests after the one in progress."""
         self._ahead_size = 0
@@ -97,9 +104,21 @@ class FastConnection(ClientConnection):
     @property
     def idle(self) -> bool:
         """Waiting for the next request."""
-        return super().idle and self._relay is None and self._gathered is None and not self._discard
+        if self._relay is not None or self._gathered is not None or self._discard:
+            return False
+        return super().idle or (not self._request_count and not self._request_in_progress)
 
     # --- asyncio.Protocol ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """As aiohttp does it, but for its task: most connections never need one."""
+        made = cast(asyncio.Transport, transport)
+        BaseProtocol.connection_made(self, made)
+        tcp_keepalive(made)
+        self._server.connection_made(self, made)
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
+        self._bound_stalls(transport)
 
     def data_received(self, data: bytes) -> None:
         relay = self._relay
@@ -153,7 +172,7 @@ class FastConnection(ClientConnection):
     def eof_received(self) -> bool | None:  # type: ignore[override]
         relay = self._relay
         if relay is None:
-            return super().eof_received()
+            return super().eof_received() if self._started else None
         if relay.left:
             return None
         self._loop.call_later(self.fast.timeouts.half_closed_s, self._half_closed)
@@ -164,7 +183,9 @@ class FastConnection(ClientConnection):
     def _begin(self, data: bytes) -> bool:
         """Take what begins a request, if it is one for the fast path."""
         waiter = self._waiter
-        if waiter is None or waiter.done() or (self._due and not self._clean()):
+        if (waiter is None or waiter.done()) and self._started:
+            return False
+        if self._due and not self._clean():
             return False
         fast = self.fast
         end = data.find(b"\r\n\r\n")
@@ -280,6 +301,9 @@ class FastConnection(ClientConnection):
     def _to_full_path(self, data: bytes) -> None:
         if data:
             self._count_in(data)
+            if not self._started:
+                self._started = True
+                self._task_handler = self._loop.create_task(self.start())
         super().data_received(data)
 
     def _count_in(self, data: bytes) -> None:
@@ -443,6 +467,8 @@ class FastConnection(ClientConnection):
         if self._relay is not None or self._gathered is not None or self._discard:
             self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
         super()._process_keepalive()
+        if self._keepalive_handle is None and not self._started:
+            self.force_close()
 
 
 class FastServer(ClientServer):

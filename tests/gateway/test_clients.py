@@ -177,7 +177,7 @@ async def test_leaving_is_noticed_while_nothing_is_read_of_a_large_body(gateway,
             idle = 0
         except BlockingIOError:
             idle += 1
-        if how == "close" and any(c._reading_paused for c in gateway.front._server.connections):
+        if how == "close" and any(c.deaf for c in gateway.front._server.connections):
             break
         await asyncio.sleep(0.005)
     assert total > 100_000
