@@ -148,7 +148,8 @@ class Answers:
             if known is not None:
                 return known, end + 4
         if _BLANK.search(data) is None:
-            if len(data) > heads.MAX_HEAD_BYTES:
+            # Two things are told at once that cannot become an answer.
+            if data[0] <= 0x20 or len(data) > heads.MAX_HEAD_BYTES:
                 raise NotHTTP("what came is not a valid answer")
             return None
         head, size = judge(data, method)

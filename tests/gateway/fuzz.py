@@ -174,8 +174,9 @@ class Rig:
                     body += event.data
                 elif isinstance(event, h11.EndOfMessage):
                     assert request is not None
-                    fields = tuple((n, v) for n, v in request.headers if n != b"x-request-id")
-                    head = _OWN.sub(b"", raw.partition(b"\r\n\r\n")[0] + b"\r\n").replace(b":%d" % self.port, b":0")
+                    own = b":%d" % self.port
+                    fields = tuple((n, v.replace(own, b":0")) for n, v in request.headers if n != b"x-request-id")
+                    head = _OWN.sub(b"", raw.partition(b"\r\n\r\n")[0] + b"\r\n").replace(own, b":0")
                     self.forwarded.append(Forwarded(request.method, request.target, fields, body, head))
                     raw = b""
                     if self.script:
