@@ -6,14 +6,16 @@ same bytes, so both paths take and refuse the same answers.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Final
 
 import h11
 
 from gateway import headers, heads, plain
-from gateway.exchange import timing
+from gateway.exchange import own_fields, timing
 
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.1 ([1-9][0-9]{2})(?: ([\t -~\x80-\xff]*))?\r\n")
 _KEEPALIVE_TIMEOUT: Final = re.compile(rb"(?:^|[,;\s])timeout\s*=\s*\"?(\d{1,6})", re.IGNORECASE)
@@ -28,6 +30,27 @@ def server_timing(upstream_s: float) -> bytes:
     """The field Server-Timing, with the line end before it, of a request that has not waited for a place."""
     tenths = int(upstream_s * 1e4 + 0.5)
     return TIMINGS[tenths] if tenths < 1000 else b"\r\nServer-Timing: %b\r\n" % timing(0.0, 0.0, upstream_s)
+
+
+def own_answer(
+    asked: plain.RequestHead,
+    id: bytes,
+    status: int,
+    message: str,
+    reason: str,
+    times: bytes,
+    *,
+    retry_after_s: int | None = None,
+    close: bool = False,
+) -> bytes:
+    """An error of the gateway's own, as the full path gives it; `times` is the value of Server-Timing."""
+    body = json.dumps(asked.route.shape(status, message, reason)).encode() + b"\n"
+    fields = own_fields(status, retry_after_s)
+    fields += [(b"X-Request-Id", id), (b"Server-Timing", times), (b"Content-Length", b"%d" % len(body))]
+    if close:
+        fields.append((b"Connection", b"close"))
+    head = headers.serialize(status, HTTPStatus(status).phrase.encode("ascii"), fields)
+    return head if asked.method == b"HEAD" else head + body
 
 
 class NotHTTP(ValueError):

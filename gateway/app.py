@@ -19,13 +19,25 @@ from typing import Final
 from aiohttp import web
 
 from gateway.clients import ClientConnection, ClientServer
-from gateway.fastpath import FastServer
+from gateway.fastpath import FastConnection
 from gateway.listener import BACKLOG
 from gateway.proxy import Proxy
+from gateway.relays import FastPath
 
 _ADMIN_IDLE_S: Final = 75.0
 _IDLE_GRACE_S: Final = 1.0
 _POLL_S: Final = 0.02
+
+
+class FastServer(ClientServer):
+    """Makes a `FastConnection` for each that is accepted."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        super().__init__(proxy)
+        self._fast = FastPath(proxy)
+
+    def _connection(self) -> FastConnection:
+        return FastConnection(self, self._fast, loop=self._loop, **self._kwargs)
 
 
 class Front:

@@ -19,21 +19,18 @@ A body that names its model is gathered first, for a moment and up to a bound; a
 from __future__ import annotations
 
 import asyncio
-import json
-from http import HTTPStatus
 from time import monotonic
 from typing import Final, cast
 
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.tcp_helpers import tcp_keepalive
 
-from gateway import headers
+from gateway.answers import own_answer
 from gateway.clients import ClientConnection, ClientServer
-from gateway.exchange import own_fields, timing
+from gateway.exchange import timing
 from gateway.handover import Handover
 from gateway.meter import CLIENT_LEFT, Ending
 from gateway.plans import Plan
-from gateway.proxy import Proxy
 from gateway.refusal import Refusal
 from gateway.relay import Relay
 from gateway.relays import FastPath
@@ -74,9 +71,9 @@ class FastConnection(ClientConnection):
         "held",
     )
 
-    def __init__(self, manager: FastServer, **options: object) -> None:
+    def __init__(self, manager: ClientServer, fast: FastPath, **options: object) -> None:
         super().__init__(manager, **options)
-        self.fast = manager.fast
+        self.fast = fast
         self.clogged = False
         """The client has yet to read what was written."""
         self.held = False
@@ -383,7 +380,8 @@ class FastConnection(ClientConnection):
         """Answer a request with an error of the gateway's own."""
         lease = relay.lease
         times = timing(lease.queue_s, lease.start_s, relay.upstream_s)
-        self._answer_self(relay.plan, relay.id, status, message, reason, times, close=close)
+        answer = own_answer(relay.plan.head, relay.id, status, message, reason, times, close=close)
+        self.put(answer)
         if close:
             self.cut(relay)
         else:
@@ -393,35 +391,14 @@ class FastConnection(ClientConnection):
         """Answer a request that is over a limit of its tenant."""
         id = plan.request_id or self.fast.new_id()
         times = timing(0.0, 0.0, None)
-        self._answer_self(
-            plan, id, refusal.status, refusal.message, refusal.reason, times, retry_after_s=refusal.retry_after_s
-        )
+        status, message, reason = refusal.status, refusal.message, refusal.reason
+        self.put(own_answer(plan.head, id, status, message, reason, times, retry_after_s=refusal.retry_after_s))
         self._next_keepalive_close_time = monotonic() + self._keepalive_timeout
         if len(data) < size:
             self._drop(size - len(data))
         elif len(data) > size:
             self._ahead.insert(0, data[size:])
             self._advance()
-
-    def _answer_self(
-        self,
-        plan: Plan,
-        id: bytes,
-        status: int,
-        message: str,
-        reason: str,
-        times: bytes,
-        *,
-        retry_after_s: int | None = None,
-        close: bool = False,
-    ) -> None:
-        body = json.dumps(plan.head.route.shape(status, message, reason)).encode() + b"\n"
-        fields = own_fields(status, retry_after_s)
-        fields += [(b"X-Request-Id", id), (b"Server-Timing", times), (b"Content-Length", b"%d" % len(body))]
-        if close:
-            fields.append((b"Connection", b"close"))
-        head = headers.serialize(status, HTTPStatus(status).phrase.encode("ascii"), fields)
-        self.put(head if plan.bodiless else head + body)
 
     def _drop(self, nbytes: int) -> None:
         self._discard = nbytes
@@ -469,14 +446,3 @@ class FastConnection(ClientConnection):
         super()._process_keepalive()
         if self._keepalive_handle is None and not self._started:
             self.force_close()
-
-
-class FastServer(ClientServer):
-    """Makes a `FastConnection` for each that is accepted."""
-
-    def __init__(self, proxy: Proxy) -> None:
-        super().__init__(proxy)
-        self.fast = FastPath(proxy)
-
-    def _connection(self) -> FastConnection:
-        return FastConnection(self, loop=self._loop, **self._kwargs)

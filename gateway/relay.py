@@ -330,8 +330,6 @@ class Relay:
             self._moved = True
             self.client.put(out)
 
-    # --- its end ---
-
     def _finish(self, data: bytes | memoryview, now: float, *, clean: bool) -> None:
         """The answer is whole with these bytes; `clean` says whether nothing came after it."""
         client, fast, connection = self.client, self.fast, self.connection
@@ -399,8 +397,6 @@ class Relay:
             self._settle(Ending.FAILED, 502, now)
             client.refuse(self, 502, f"a replica of model {plan.name!r} gave no answer: {why}", "bad_gateway")
 
-    # --- the client ---
-
     def client_stalled(self) -> None:
         """The client lags behind."""
         self._blocked_since = monotonic()
@@ -429,8 +425,6 @@ class Relay:
             self.fast.engine.release(self.lease, Outcome.ABANDONED, now)
         self._ending = None
         self._settle(Ending.CANCELLED, CLIENT_LEFT, now)
-
-    # --- time ---
 
     def check(self, now: float) -> None:
         """Look whether somebody has been waited for too long."""
