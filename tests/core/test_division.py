@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from autoscaler.quota import SUFFER_S, Claim
@@ -271,3 +271,34 @@ def test_nobody_starves_all_that_is_granted_fits_and_a_plan_made_twice_does_noth
         assert all(counts[name] >= 1 for name, count in world.wanted.items() if count)
         assert all(counts[name] <= world.wanted.get(name, 0) for name in counts)
         assert not any(isinstance(a, Start | Stop) for a in world.plan().actions)
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    wanted=st.lists(st.tuples(st.integers(0, 5), st.floats(0.3, 1.1), st.integers(0, 2)), min_size=2, max_size=5),
+    sizes=st.lists(st.sampled_from([200, 300, 500, 700, 1500]), min_size=5, max_size=5),
+    priorities=st.lists(st.integers(-1, 1), min_size=5, max_size=5),
+    broken=st.sets(st.sampled_from("abcde"), max_size=1),
+)
+@example(wanted=[(3, 0.9, 0), (1, 0.9, 0)], sizes=[700] * 5, priorities=[0, 1, 0, 0, 0], broken={"b"})
+def test_who_is_not_served_in_full_does_not_make_the_others_come_and_go(
+    wanted: list[Any], sizes: list[int], priorities: list[int], broken: set[str], make_model: Any
+) -> None:
+    """The same is wanted for an hour, one model may never get ready and one may fit nowhere."""
+    fleet = Inventory((Node("a"),), tuple(Device(f"a/gpu-{i}", "a", "virtual", 1000) for i in range(3)))
+    rows = list(zip("abcde", wanted, sizes, priorities, strict=False))
+    world = World(fleet, *(make_model(n, memory=f"{size}Mi", compute=0, priority=p) for n, _, size, p in rows))
+    world.wanted = {n: count for n, (count, _, _), _, _ in rows}
+    world.rates = {n: 10.0 * count * load for n, (count, load, _), _, _ in rows}
+    world.floors = {n: min(count, floor) for n, (count, _, floor), _, _ in rows}
+    world.suffered = dict.fromkeys(world.models, 0.0)
+    world.broken = broken
+    began, left = world.now, 0
+    while world.now < began + 3600.0:
+        for name, count in world.counts().items():
+            missing = 1.0 - count / world.wanted[name] if world.wanted[name] else 0.0
+            world.suffered[name] += 20.0 / SUFFER_S * (missing - world.suffered[name])
+        actions = world.plan().actions
+        left += sum(isinstance(a, Drain) and a.model not in broken for a in actions) if world.now > began + 600.0 else 0
+        world.let_be(20.0)
+    assert left <= 6, "two take turns of ten minutes at most"
