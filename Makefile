@@ -58,7 +58,7 @@ COMPILE = .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.1
 lock: .venv-lock/stamps/lock  ## Compile requirements/*.txt anew from pyproject.toml
 	@$(COMPILE) pyproject.toml -o requirements/base.txt
 	@$(COMPILE) pyproject.toml -c requirements/base.txt --group test --group lint --group train \
-	  --extra kubernetes --extra nvidia --extra solver -o requirements/dev.txt
+	  --extra kubernetes --extra nvidia --extra solver --extra plot -o requirements/dev.txt
 	@$(COMPILE) --group load -o requirements/load.txt
 
 clean:  ## Remove environments, caches and build outputs; what `tangram up` keeps stays

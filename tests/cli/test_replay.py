@@ -72,7 +72,6 @@ def test_an_unknown_policy_is_refused() -> None:
 
 
 def test_a_picture_of_several_policies(trace: Path) -> None:
-    pytest.importorskip("matplotlib")
     png = trace.parent / "picture.png"
     arguments = ["replay", str(trace), "--model", f"{trace.parent}/fleet.yaml#digits", "--policy", "ours,hpa"]
     ended = CliRunner().invoke(app, [*arguments, "--png", str(png)])
