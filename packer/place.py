@@ -134,10 +134,15 @@ class Placer:
         """Whether the Instance is counted."""
         return instance in self._occupancy.holders
 
-    def room(self, request: SliceRequest) -> int:
-        """How many Instances with this request would fit beside each other, as the function of this name says."""
+    def room(self, request: SliceRequest, most: int) -> int:
+        """How many Instances with this request would fit beside each other, as `room` says; counted up to `most`."""
         check_request(request)
-        return sum(_node_room(node, request) for node in self._occupancy.nodes.values())
+        count = 0
+        for node in self._occupancy.nodes.values():
+            if count >= most:
+                return most
+            count += _node_room(node, request)
+        return min(count, most)
 
     def place(self, requests: Sequence[SliceRequest]) -> list[Placement | NoFit]:
         """A Placement or a NoFit for each request, in the order of the requests; ValueError as `place` says."""
@@ -147,7 +152,7 @@ class Placer:
         if self._mix is not None and self._mix.shapes and all(r.mechanism != "mig" for r in requests):
             _refuse_twice(occupancy, requests)
             if self._fleet is None:
-                if not any(map(self.room, requests)):
+                if not any(self.room(r, 1) for r in requests):
                     return [_refusal(occupancy, r) for r in requests]
                 from packer.fleet import Fleet
 

@@ -271,7 +271,7 @@ class _Draft:
         avoid = frozenset(d for d, until in attempts.avoid.items() if until > self._now)
         placer = self._places = self._places or Placer(self._ledger.inventory(), self._observed.mix)
         # One more than there is room for tells why the rest found no place.
-        asked = min(missing, placer.room(slice_request(model, model.name)) + 1)
+        asked = min(missing, placer.room(slice_request(model, model.name), missing) + 1)
         first = self._ordinals.get(model.name, 1)
         requests = [slice_request(model, f"{model.name}-{first + i}", avoid) for i in range(asked)]
         refusal: NoFit | None = None
