@@ -105,6 +105,16 @@ class Adaptive:
         engine.fresh.clear()
         return nodes
 
+    def begin(self, engine: Engine) -> None:
+        """A new batch: scarcity is looked at as if nothing were known of it, as a fleet that is built anew does."""
+        if self._engine is not engine:
+            return
+        self._looked = -_LOOK_EVERY
+        if self._dear.any():
+            self._dear = np.zeros(len(self.mix.shapes))
+            self._leftover.mark(_NOBODY, np.zeros(0))
+            engine.forget_costs()
+
     # --- the policy ---
 
     def evaluate(self, engine: Engine, column: Column, nodes: Array, fits: Array) -> tuple[Array, Array]:

@@ -193,6 +193,14 @@ class Engine:
             self.columns.append(Column(index, shape, takes[self.kind], sizes[self.kind], bool(takes[:-1].all())))
         return self.columns[index]
 
+    def forget_costs(self) -> None:
+        """Every shape is costed anew when it is asked for next."""
+        for column in self.columns:
+            column.stamp, column.priced = -1, self.prices
+            column.pending = column.dated = False
+            column.unknown[:] = False
+            column.old[:] = False
+
     def fits(self, column: Column, nodes: Array) -> tuple[Array, Array]:
         """(which of the nodes fit: int[m], which devices of those do: bool[m, D])."""
         shape = column.shape

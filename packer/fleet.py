@@ -46,20 +46,15 @@ class Fleet:
         racks = [_rack(nodes[n.name], row) for n, row in zip(self.nodes, self.devices, strict=True)]
         self._links = [Links(row) for row in self.devices]
         self._linked = any(links.any for links in self._links)
-        self.engine = Engine(racks, Adaptive(mix))
+        self._policy = Adaptive(mix)
+        self.engine = Engine(racks, self._policy)
         self.tenants = Tenants(self.engine)
         self._placements: dict[int, Placement] = {}
         self._group_on_device: Counter[tuple[str, int, int]] = Counter()
         self._group_on_node: dict[str, Counter[int]] = {}
-        places = {n.name: i for i, n in enumerate(self.nodes)}
+        self._at_node = {n.name: i for i, n in enumerate(self.nodes)}
         for placement in inventory.placements:
-            if any(d in self._index for d in placement.all_devices):
-                self._put(placement)
-            elif placement.node in places:
-                # Its device is gone; it still counts against its node.
-                request = placement.request
-                host = Shape(devices=0, cpu_milli=request.cpu_milli, host_memory_mib=request.host_memory_mib)
-                self.engine.take(host, Spot(places[placement.node], ()), _key(request.id))
+            self.take(placement)
 
     @classmethod
     def of(
@@ -80,6 +75,30 @@ class Fleet:
         placement = self._named(request, spot, column)
         self._put(placement)
         return placement
+
+    def place_all(self, requests: Sequence[SliceRequest]) -> list[Placement | None]:
+        """A placement for each request in the order given, largest placed first; None where nothing fits."""
+        self._policy.begin(self.engine)
+        largest = max((d.usable_mib for d in self._inventory.devices if d.usable_mib > 0), default=1)
+        order = sorted(
+            range(len(requests)),
+            key=lambda i: (
+                -requests[i].devices * max(requests[i].compute / 100, requests[i].memory_mib / largest),
+                i,
+            ),
+        )
+        found: dict[int, Placement | None] = {i: self.place(requests[i]) for i in order}
+        return [found[i] for i in range(len(requests))]
+
+    def take(self, placement: Placement) -> None:
+        """Count what was placed elsewhere."""
+        if any(d in self._index for d in placement.all_devices):
+            self._put(placement)
+        elif placement.node in self._at_node:
+            # Its device is gone; it still counts against its node.
+            request = placement.request
+            host = Shape(devices=0, cpu_milli=request.cpu_milli, host_memory_mib=request.host_memory_mib)
+            self.engine.take(host, Spot(self._at_node[placement.node], ()), _key(request.id))
 
     def make_room(self, request: SliceRequest, most: int) -> MovePlan | None:
         """Moves that let the request in, on top of what is placed; carried out here."""
@@ -271,23 +290,6 @@ class Fleet:
             ),
             more_devices=tuple(ids[1:]),
         )
-
-
-def place_all(
-    inventory: Inventory, requests: Sequence[SliceRequest], mix: Mix, spread: bool = True
-) -> list[Placement | None]:
-    """A placement for each request in the order given, largest placed first; None where nothing fits."""
-    fleet = Fleet(inventory, mix, spread=spread)
-    largest = max((d.usable_mib for d in inventory.devices if d.usable_mib > 0), default=1)
-    order = sorted(
-        range(len(requests)),
-        key=lambda i: (
-            -requests[i].devices * max(requests[i].compute / 100, requests[i].memory_mib / largest),
-            i,
-        ),
-    )
-    found: dict[int, Placement | None] = {i: fleet.place(requests[i]) for i in order}
-    return [found[i] for i in range(len(requests))]
 
 
 def _rack(node: Node, devices: Sequence[Device]) -> Rack:

@@ -94,13 +94,18 @@ class Ledger:
     devices: tuple[Device, ...] = ()
     entries: Mapping[str, Entry] = field(default_factory=lambda: MappingProxyType({}))
     """By Instance."""
+    _tallies: list[Occupancy] = field(default_factory=list, init=False, repr=False, compare=False)
+    """At most one, of these entries: `reserve` hands it on to the ledger that it returns, so that a plan of many steps
+    does not count the fleet anew at each."""
 
     @classmethod
     def rebuild(cls, inventory: Inventory) -> Self:
         """The ledger of what was observed: every Placement committed, no loans. ValueError on an Instance twice."""
-        Occupancy(inventory)
+        tallies = Occupancy(inventory)
         entries = {p.request.id: Entry(p, committed=True) for p in inventory.placements}
-        return cls(inventory.nodes, inventory.devices, MappingProxyType(entries))
+        ledger = cls(inventory.nodes, inventory.devices, MappingProxyType(entries))
+        ledger._tallies.append(tallies)
+        return ledger
 
     def with_fleet(self, nodes: Iterable[Node], devices: Iterable[Device]) -> Self:
         """The same promises on a fleet that has changed (health, sizes, what there is)."""
@@ -115,38 +120,23 @@ class Ledger:
 
         Raises UnknownDevice, AlreadyReserved, or Oversold (also where the Device may not be used at all).
         """
-        occupancy = Occupancy(self.inventory())
+        occupancy = self._tallies.pop() if self._tallies else Occupancy(self.inventory())
         entries = dict(self.entries)
-        for placement in placements:
-            request = placement.request
-            check_request(request)
-            if request.id in entries:
-                raise AlreadyReserved(
-                    f"instance {request.id!r} holds a slice of {entries[request.id].placement.device}; release it first"
-                )
-            if len(set(placement.all_devices)) != request.devices:
-                raise UnknownDevice(
-                    f"instance {request.id!r}: {len(set(placement.all_devices))} devices are named, "
-                    f"it asks for {request.devices}"
-                )
-            for number, device in enumerate(placement.all_devices):
-                tally = occupancy.devices.get(device)
-                if tally is None:
-                    raise UnknownDevice(f"instance {request.id!r}: device {device!r} is not in the fleet")
-                if tally.device.node != placement.node:
-                    raise UnknownDevice(
-                        f"instance {request.id!r}: device {device!r} is on node {tally.device.node!r}, "
-                        f"not on {placement.node!r}"
-                    )
-                if obstacles(tally, request):
-                    raise Oversold(f"instance {request.id!r} on {device}: {refuse([tally], request)}")
-                if request.mechanism == "mig" and (
-                    number >= len(placement.mig) or placement.mig[number] not in windows(tally, request)
-                ):
-                    raise Oversold(f"instance {request.id!r} on {device}: names no empty slots that it may take")
-            occupancy.add(placement)
-            entries[request.id] = Entry(placement)
-        return self._with(entries)
+        counted: list[str] = []
+        try:
+            for placement in placements:
+                self._check(occupancy, placement)
+                occupancy.add(placement)
+                counted.append(placement.request.id)
+                entries[placement.request.id] = Entry(placement)
+        except (LedgerError, ValueError):
+            for instance in counted:
+                occupancy.remove(instance)
+            self._tallies.append(occupancy)
+            raise
+        after = self._with(entries)
+        after._tallies.append(occupancy)
+        return after
 
     def commit(self, instance: str) -> Self:
         """The Instance was started. Raises NotReserved; committing twice changes nothing."""
@@ -214,6 +204,33 @@ class Ledger:
         """Devices whose guarantees of memory, compute or clients exceed what they have."""
         tallies = Occupancy(self.inventory()).devices.values()
         return tuple(t.device.id for t in tallies if t.free_mib < 0 or t.free_compute < 0 or t.free_clients < 0)
+
+    def _check(self, occupancy: Occupancy, placement: Placement) -> None:
+        """Raise unless the slice can be counted beside what is."""
+        request = placement.request
+        check_request(request)
+        if (held := occupancy.holders.get(request.id)) is not None:
+            raise AlreadyReserved(f"instance {request.id!r} holds a slice of {held.device}; release it first")
+        if len(set(placement.all_devices)) != request.devices:
+            raise UnknownDevice(
+                f"instance {request.id!r}: {len(set(placement.all_devices))} devices are named, "
+                f"it asks for {request.devices}"
+            )
+        for number, device in enumerate(placement.all_devices):
+            tally = occupancy.devices.get(device)
+            if tally is None:
+                raise UnknownDevice(f"instance {request.id!r}: device {device!r} is not in the fleet")
+            if tally.device.node != placement.node:
+                raise UnknownDevice(
+                    f"instance {request.id!r}: device {device!r} is on node {tally.device.node!r}, "
+                    f"not on {placement.node!r}"
+                )
+            if obstacles(tally, request):
+                raise Oversold(f"instance {request.id!r} on {device}: {refuse([tally], request)}")
+            if request.mechanism == "mig" and (
+                number >= len(placement.mig) or placement.mig[number] not in windows(tally, request)
+            ):
+                raise Oversold(f"instance {request.id!r} on {device}: names no empty slots that it may take")
 
     def _with(self, entries: dict[str, Entry]) -> Self:
         return replace(self, entries=MappingProxyType(entries))

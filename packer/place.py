@@ -23,6 +23,7 @@ from packer.partition import place_mig, room_mig
 from packer.score import Score, score, settle
 
 if TYPE_CHECKING:
+    from packer.fleet import Fleet
     from packer.mix import Mix
 
 _ALTERNATIVES: Final = 3
@@ -80,9 +81,16 @@ def _place_by_mix(
     occupancy: Occupancy, inventory: Inventory, requests: Sequence[SliceRequest], mix: Mix | None
 ) -> list[Placement | NoFit]:
     # Imported here: small fleets without a mix need no numpy.
-    from packer.fleet import place_all
+    from packer.fleet import Fleet
     from packer.mix import Mix
 
+    _refuse_twice(occupancy, requests)
+    if mix is None or not mix.shapes:
+        mix = Mix.recent([*(p.request for p in inventory.placements), *requests])
+    return _place_on(occupancy, Fleet(inventory, mix), requests)
+
+
+def _refuse_twice(occupancy: Occupancy, requests: Sequence[SliceRequest]) -> None:
     taken = set(occupancy.holders)
     for request in requests:
         if request.id in taken:
@@ -90,17 +98,74 @@ def _place_by_mix(
             where = f", on {held.device}" if held else ""
             raise ValueError(f"instance {request.id!r} is placed already{where}; release it first")
         taken.add(request.id)
-    if mix is None or not mix.shapes:
-        mix = Mix.recent([*(p.request for p in inventory.placements), *requests])
-    found = place_all(inventory, requests, mix)
+
+
+def _place_on(occupancy: Occupancy, fleet: Fleet, requests: Sequence[SliceRequest]) -> list[Placement | NoFit]:
+    found = fleet.place_all(requests)
     for placement in found:
         if placement is not None:
             occupancy.add(placement)
-    tallies = occupancy.devices
-    return [
-        p if p is not None else (refuse if r.devices == 1 else refuse_several)(tallies.values(), r)
-        for r, p in zip(requests, found, strict=True)
-    ]
+    return [p if p is not None else _refusal(occupancy, r) for r, p in zip(requests, found, strict=True)]
+
+
+def _refusal(occupancy: Occupancy, request: SliceRequest) -> NoFit:
+    return (refuse if request.devices == 1 else refuse_several)(occupancy.devices.values(), request)
+
+
+class Placer:
+    """Batch after batch against one evolving picture, as `place` places one: for plans of many batches.
+
+    What it places counts from then on; `take` counts what was placed elsewhere.
+    """
+
+    def __init__(self, inventory: Inventory, mix: Mix | None = None) -> None:
+        self._nodes, self._devices = inventory.nodes, inventory.devices
+        self._mix = mix
+        self._occupancy = Occupancy(inventory)
+        self._fleet: Fleet | None = None
+
+    def take(self, placement: Placement) -> None:
+        """Count a Placement; ValueError when its Instance has one already."""
+        self._occupancy.add(placement)
+        if self._fleet is not None:
+            self._fleet.take(placement)
+
+    def holds(self, instance: str) -> bool:
+        """Whether the Instance is counted."""
+        return instance in self._occupancy.holders
+
+    def room(self, request: SliceRequest, most: int) -> int:
+        """How many Instances with this request would fit beside each other, as `room` says; counted up to `most`."""
+        check_request(request)
+        count = 0
+        for node in self._occupancy.nodes.values():
+            if count >= most:
+                return most
+            count += _node_room(node, request)
+        return min(count, most)
+
+    def place(self, requests: Sequence[SliceRequest]) -> list[Placement | NoFit]:
+        """A Placement or a NoFit for each request, in the order of the requests; ValueError as `place` says."""
+        for request in requests:
+            check_request(request)
+        occupancy = self._occupancy
+        if self._mix is not None and self._mix.shapes and all(r.mechanism != "mig" for r in requests):
+            _refuse_twice(occupancy, requests)
+            if self._fleet is None:
+                if not any(self.room(r, 1) for r in requests):
+                    return [_refusal(occupancy, r) for r in requests]
+                from packer.fleet import Fleet
+
+                self._fleet = Fleet(self._inventory(), self._mix)
+            return _place_on(occupancy, self._fleet, requests)
+        found = place(self._inventory(), requests, mix=self._mix)
+        for placement in found:
+            if isinstance(placement, Placement):
+                self.take(placement)
+        return found
+
+    def _inventory(self) -> Inventory:
+        return Inventory(self._nodes, self._devices, tuple(self._occupancy.holders.values()))
 
 
 def place_into(occupancy: Occupancy, request: SliceRequest) -> Placement | None:

@@ -33,7 +33,7 @@ from tangram.control.instances import Instances
 from tangram.control.measure import claim_of, external, measure_model, most_boost, supply_of
 from tangram.control.memories import Memories
 from tangram.control.records import Records, event_of
-from tangram.control.state import ControllerState, ModelState, free_slots
+from tangram.control.state import ControllerState, ModelState, Replicas, free_slots
 from tangram.control.store import Store
 from tangram.control.views import EventView
 from tangram.core import convert, planner, plans
@@ -155,7 +155,7 @@ class ControlLoop:
                 r.name: r for r in self._numbered(plans.apply(list(state.replicas.values()), outcome.actions, now))
             }
             self._records.unrecorded |= {n for n, r in planned.items() if state.replicas.get(n) != r}
-            state.replicas = planned
+            state.replicas = Replicas(planned)
         else:
             outcome = plans.Plan()
         recorded = True

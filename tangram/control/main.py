@@ -39,7 +39,7 @@ from tangram.control.memories import recall
 from tangram.control.paths import FILE_MARKER, StatePaths, file_digest
 from tangram.control.prometheus import Prometheus
 from tangram.control.security import TokenError, load_token
-from tangram.control.state import ControllerState, ModelState, fresh_policy_state
+from tangram.control.state import ControllerState, ModelState, Replicas, fresh_policy_state
 from tangram.control.store import Store, StoreError
 from tangram.control.tenancy import Tenancy
 from tangram.control.wire_server import WireServer
@@ -216,7 +216,7 @@ async def _adopt(state: ControllerState, store: Store, backend: LocalBackend) ->
             log.warning("%s (pid %d) has no record; it is ended", name, status.pid)
             await backend.stop(name, 5.0)
             backend.forget(name)
-    state.replicas = {n: _with_process(r, found.get(n)) for n, r in recorded.items()}
+    state.replicas = Replicas({n: _with_process(r, found.get(n)) for n, r in recorded.items()})
 
 
 def _with_process(replica: Replica, status: InstanceStatus | None) -> Replica:

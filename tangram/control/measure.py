@@ -37,7 +37,7 @@ def supply_of(state: ControllerState, entry: ModelState) -> Supply:
 
 def _boost(state: ControllerState, model: str) -> float:
     """How many times their slice's compute the ready replicas have, on average."""
-    there = [r for r in state.replicas.values() if r.model == model and r.phase is Phase.READY]
+    there = [r for r in state.replicas.of_model(model) if r.phase is Phase.READY]
     guaranteed = sum(r.placement.request.compute for r in there)
     return 1.0 + sum(r.loan for r in there) / guaranteed if guaranteed else 1.0
 
@@ -50,7 +50,7 @@ def most_boost(state: ControllerState, model: Model) -> float:
     """
     if model.spec.slice.effective_compute_limit <= model.spec.slice.compute:
         return 1.0
-    there = [r for r in state.replicas.values() if r.model == model.name and r.phase is Phase.READY]
+    there = [r for r in state.replicas.of_model(model.name) if r.phase is Phase.READY]
     guaranteed, loanable = 0, 0.0
     for replica in there:
         beside = [r for r in state.replicas.values() if r.placement.device == replica.placement.device]

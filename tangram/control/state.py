@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections import deque
+from collections import UserDict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from autoscaler.policy import State as PolicyState
 from autoscaler.types import Recommendation
@@ -84,6 +85,27 @@ class Answer:
     """Why there is none that is newer."""
 
 
+class Replicas(UserDict[str, Replica]):
+    """Replicas by name, and those of each model: what is asked of every model each second must not look at all."""
+
+    def __init__(self, replicas: Mapping[str, Replica] = MappingProxyType({})) -> None:
+        self._by_model: dict[str, dict[str, Replica]] = {}
+        super().__init__(replicas)
+
+    def __setitem__(self, name: str, replica: Replica) -> None:
+        if (former := self.data.get(name)) is not None:
+            del self._by_model[former.model][name]
+        self.data[name] = replica
+        self._by_model.setdefault(replica.model, {})[name] = replica
+
+    def __delitem__(self, name: str) -> None:
+        del self._by_model[self.data.pop(name).model][name]
+
+    def of_model(self, model: str) -> Iterable[Replica]:
+        """In no order."""
+        return self._by_model.get(model, {}).values()
+
+
 @dataclass(slots=True)
 class ControllerState:
     """All of it. `replicas` holds what is on record; `statuses` what the node last saw."""
@@ -92,7 +114,7 @@ class ControllerState:
     fleet: Fleet | None
     demand: DemandTracker
     models: dict[str, ModelState] = field(default_factory=dict)
-    replicas: dict[str, Replica] = field(default_factory=dict)
+    replicas: Replicas = field(default_factory=Replicas)
     statuses: Mapping[str, InstanceStatus] = field(default_factory=dict)
     ordinals: dict[str, int] = field(default_factory=dict)
     answers: dict[str, Answer] = field(default_factory=dict)
@@ -108,7 +130,7 @@ class ControllerState:
 
     def of_model(self, name: str) -> list[Replica]:
         """Replicas of a model, by name."""
-        return sorted((r for r in self.replicas.values() if r.model == name), key=natural)
+        return sorted(self.replicas.of_model(name), key=natural)
 
     def give_slots(self) -> None:
         """Every model gets a column for its waiting rooms, and keeps it."""
@@ -119,7 +141,7 @@ class ControllerState:
 
     def count(self, name: str, *phases: Phase) -> int:
         """Replicas of a model in any of the phases."""
-        return sum(r.model == name and r.phase in phases for r in self.replicas.values())
+        return sum(r.phase in phases for r in self.replicas.of_model(name))
 
 
 def fresh_policy_state(model: str, monotonic: float) -> PolicyState:

@@ -43,7 +43,7 @@ from packer.inventory import Inventory, Move, NoFit, Placement
 from packer.ledger import Ledger, LedgerError
 from packer.mix import Shape, shape_of
 from packer.moves import make_room
-from packer.place import place, room
+from packer.place import Placer
 from tangram.core.convert import slice_request
 from tangram.core.division import divide
 from tangram.core.futility import in_vain
@@ -147,6 +147,8 @@ class _Draft:
         self._ordinals = dict(observed.next_ordinal)
         self._moves_left = MOVES_AN_HOUR - observed.moves_lately
         self._desired: dict[str, Desired] = {}
+        self._places: Placer | None = None
+        """The same slices as the ledger's, once a place was looked for."""
         self._full: dict[Shape, NoFit] = {}
         """Why slices of a shape find no place."""
 
@@ -275,14 +277,14 @@ class _Draft:
             self._make_room(model, again, attempts)
             return 0
         avoid = frozenset(d for d, until in attempts.avoid.items() if until > self._now)
-        inventory = self._ledger.inventory()
+        placer = self._places = self._places or Placer(self._ledger.inventory(), self._observed.mix)
         # One more than there is room for tells why the rest found no place.
-        asked = min(missing, room(inventory, slice_request(model, model.name)) + 1)
+        asked = min(missing, placer.room(slice_request(model, model.name), missing) + 1)
         first = self._ordinals.get(model.name, 1)
         requests = [slice_request(model, f"{model.name}-{first + i}", avoid) for i in range(asked)]
         refusal: NoFit | None = None
         started = 0
-        for outcome in place(inventory, requests, mix=self._observed.mix):
+        for outcome in placer.place(requests):
             if isinstance(outcome, NoFit):
                 refusal = outcome
             else:
@@ -310,6 +312,8 @@ class _Draft:
     def _begin(self, model: Model, placement: Placement, why: str, replaces: str = "") -> None:
         """Reserve the slice and start a new replica on it."""
         self._ledger = self._ledger.reserve(placement)
+        if self._places is not None and not self._places.holds(placement.request.id):
+            self._places.take(placement)
         replica = Replica(
             name=placement.request.id,
             model=model.name,

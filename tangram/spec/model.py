@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
@@ -39,7 +41,13 @@ class Model(Doc):
         """`metadata.name`, unique in a fleet."""
         return self.metadata.name
 
-    @property
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As pydantic has it; the copy works out its revision itself."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("revision", None)
+        return copied
+
+    @cached_property
     def revision(self) -> str:
         """Eight hex digits over the fields that shape the process; a replica of another revision must be replaced."""
         shape = self.spec.model_dump(mode="json", include={"runtime", "resources", "slice"}, by_alias=True)
