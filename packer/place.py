@@ -202,7 +202,10 @@ def _place_one(occupancy: Occupancy, request: SliceRequest, largest_mib: int) ->
     ranked = [
         (score(tally, request, largest_mib), tally)
         for tally in occupancy.devices.values()
-        if not obstacles(tally, request)
+        # On a full fleet most fail here already.
+        if tally.free_mib >= request.memory_mib
+        and tally.free_compute >= request.compute
+        and not obstacles(tally, request)
     ]
     if not ranked:
         return None

@@ -151,6 +151,8 @@ class _Draft:
         """The same slices as the ledger's, once a place was looked for."""
         self._full: dict[Shape, NoFit] = {}
         """Why slices of a shape find no place."""
+        self._stuck: set[Shape] = set()
+        """Shapes for which no moves make room."""
 
     def finish(self) -> Plan:
         actions = with_repartitions(self._actions, [r.placement for r in self._observed.replicas])
@@ -348,13 +350,16 @@ class _Draft:
         searched = hash((refusal.request.id.rpartition("-")[0], lie, tuple(sorted(movable)), tuple(sorted(young))))
         if attempts.searched == searched:
             return
-        found = self._search(refusal, inventory, movable)
-        if not found and young and (later := self._search(refusal, inventory, {**movable, **young})):
+        # Within a plan nothing is given back: where no moves let in a slice like this, none do now.
+        stuck = (shape := shape_of(refusal.request)) in self._stuck
+        found = () if stuck else self._search(refusal, inventory, movable)
+        if not found and young and not stuck and (later := self._search(refusal, inventory, {**movable, **young})):
             # Nobody loses a replica for what a move will do in a moment.
             names = ", ".join(sorted(young.keys() & {m.instance for m in later}))
             self._waiting[model.name] = f"room is being made: {names} may move once ready for {RESIDENCY_S:g} s"
             return
         if not found:
+            self._stuck.add(shape)
             self._attempts[model.name] = replace(self._attempts.get(model.name, attempts), searched=searched)
             return
         moved = []
