@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from autoscaler.quota import SUFFER_S, Claim
 from packer.inventory import Device, Inventory, Node
 from packer.verify import verify
-from tangram.core.planner import apply, ledger_of, plan
-from tangram.core.plans import Desired, Division, Drain, Observed, Plan, Start, Stop
+from tangram.core.planner import ledger_of, plan
+from tangram.core.plans import Desired, Division, Drain, Observed, Plan, Start, Stop, apply
 from tangram.core.replica import Observation, Phase, Replica, observe
 from tangram.spec import Model
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from packer.inventory import Device, Inventory, Node
 from packer.verify import verify
-from tangram.core import packing, planner
-from tangram.core.planner import apply, ledger_of, plan
-from tangram.core.plans import Attempts, Desired, Drain, Observed, Plan, Start, Stop, Undrain
+from tangram.core import draft, packing
+from tangram.core.planner import ledger_of, plan
+from tangram.core.plans import Attempts, Desired, Drain, Observed, Plan, Start, Stop, Undrain, apply
 from tangram.core.replica import Observation, Phase, Replica, observe
 from tangram.spec import Model
 
@@ -431,7 +431,7 @@ class TestMoves:
         world = World(fleet, make_model("small"), make_model("large", memory="900Mi"))
         world.step(small=2)
         world.ready()
-        world.step(planner.RESIDENCY_S)
+        world.step(draft.RESIDENCY_S)
         return world
 
     def settle(self, world: World) -> list[str]:
@@ -475,7 +475,7 @@ class TestMoves:
         world.replicas = tuple(replace(r, since=world.now) for r in world.replicas)
         assert world.step(1, large=1) == []
         assert "may move once ready for 20 s" in world.last.waiting["large"], "so nobody gives up a replica for it"
-        assert world.step(planner.RESIDENCY_S) != []
+        assert world.step(draft.RESIDENCY_S) != []
 
     def test_a_move_is_off_when_its_model_wants_fewer(self, make_model: Any) -> None:
         world = self.world(make_model)
@@ -498,7 +498,7 @@ class TestMoves:
         world.models["huge"] = make_model("huge", memory="1000Mi", compute=90)
         world.step(0, large=1)
         self.settle(world)
-        world.step(planner.RESIDENCY_S, huge=1)
+        world.step(draft.RESIDENCY_S, huge=1)
         searched = world.attempts["huge"].searched
         assert searched
         world.step(1)
@@ -506,7 +506,7 @@ class TestMoves:
 
     def test_moves_an_hour_are_capped(self, make_model: Any) -> None:
         world = self.world(make_model)
-        observed = Observed(world.replicas, next_ordinal=world.ordinals, moves_lately=planner.MOVES_AN_HOUR)
+        observed = Observed(world.replicas, next_ordinal=world.ordinals, moves_lately=draft.MOVES_AN_HOUR)
         desired = {n: Desired(m, {"small": 2, "large": 1}[n]) for n, m in world.models.items()}
         capped = plan(observed, desired, ledger_of(world.fleet, world.replicas), world.now)
         assert capped.actions == ()
