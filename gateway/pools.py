@@ -78,14 +78,16 @@ class Pool:
         return connection
 
     def keep(self, connection: Connection) -> None:
-        """Hold an idle connection for the next request."""
-        idle = self._idle
-        if self._closed or len(idle) >= _MAX_IDLE:
+        """Hold an idle connection for the next request; where there are enough, the one unused for longest goes."""
+        if self._closed:
             connection.close()
             return
+        idle = self._idle
         idle.append(connection)
         if len(idle) == 1:
             self._on_idle()
+        elif len(idle) > _MAX_IDLE:
+            idle.pop(0).close()
 
     def lost(self, connection: Connection) -> None:
         """A connection is closed."""

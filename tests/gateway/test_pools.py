@@ -61,3 +61,21 @@ async def test_a_leaving_endpoint_keeps_no_connections(pools, replica, kit):
     await kit.until(lambda: one.open == 1)
     taken.give_back(None, time.monotonic())
     await kit.until(lambda: one.open == 0)
+
+
+async def test_a_fresh_connection_is_kept_before_many_that_are_stale(pools, replica, kit):
+    """Else a request that may not be repeated finds none that it may use, however many are idle, time and again."""
+    one = await replica()
+    pool = pools.get("m-0", "127.0.0.1", one.port)
+    long_ago = time.monotonic() - 10.0
+    stale = [await pool.connect() for _ in range(64)]
+    for connection in stale:
+        connection.give_back(None, long_ago)
+    now = time.monotonic()
+    assert pool.idle == 64
+    assert pool.reuse(now, False) is None
+    fresh = await pool.connect()
+    fresh.give_back(None, now)
+    assert pool.idle == 64, "the bound holds"
+    assert pool.reuse(now, False) is fresh
+    await kit.until(lambda: one.open == 64)
