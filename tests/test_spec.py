@@ -507,6 +507,10 @@ def with_spec(**parts: Any) -> dict[str, Any]:
             with_spec(traffic={"timeoutSeconds": 5, "hedge": {"afterSeconds": 5}}),
             "spec.traffic: hedge.afterSeconds 5 is not less than timeoutSeconds 5",
         ),
+        (
+            with_spec(traffic={"hedge": {"afterSeconds": 0.2, "afterPercentile": 90}}),
+            "spec.traffic.hedge: afterSeconds 0.2 and afterPercentile 90 both say how slow; leave one out",
+        ),
         (with_spec(traffic={"hedge": {"afterPercentile": 100}}), "spec.traffic.hedge.afterPercentile: 100"),
         (with_spec(traffic={"hedge": {"maxPercent": 0}}), "spec.traffic.hedge.maxPercent: 0"),
         (

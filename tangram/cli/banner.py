@@ -114,7 +114,9 @@ def banner(
         lines.append("No models yet; add some with `tangram apply -f FILE`.")
     for model in models:
         note = "" if _ready(model) else f"   (not ready: {_hindered(model) or 'it still starts'})"
-        lines += [f"# {model['name']}{note}", curl(gateway, specs[model["name"]])]
+        lines += [f"# {model['name']}{note}", curl(gateway, specs[model["name"]], key=status["requireKey"])]
+    if models and status["requireKey"]:
+        lines += ["", f"A key comes from `tangram key create TENANT{option}`; put it in $KEY."]
     lines += ["", f"Look around with `tangram get models{option}` or `tangram top{option}`; stop with Ctrl-C."]
     return "\n".join(lines)
 
@@ -124,8 +126,8 @@ def admin_of(state: Path) -> str:
     return str(read_endpoints(StatePaths(state)).get("admin", ""))
 
 
-def curl(gateway: str, spec: Mapping[str, Any]) -> str:
-    """One line for a shell that asks the model something it answers."""
+def curl(gateway: str, spec: Mapping[str, Any], *, key: bool = False) -> str:
+    """One line for a shell that asks the model something it answers, with the tenant's `key` in $KEY."""
     path, body = _example(spec)
     words = ["curl", "-sS"]
     if isinstance(body, Mapping) and body.get("stream") is True:
@@ -133,7 +135,7 @@ def curl(gateway: str, spec: Mapping[str, Any]) -> str:
     words.append(gateway + path)
     if body is not None:
         words += ["-H", "Content-Type: application/json", "-d", body if isinstance(body, str) else _compact(body)]
-    return " ".join(map(shlex.quote, words))
+    return " ".join([*map(shlex.quote, words), *(['-H "X-API-Key: $KEY"'] if key else [])])
 
 
 def _example(spec: Mapping[str, Any]) -> tuple[str, Any]:

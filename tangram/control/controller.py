@@ -95,6 +95,7 @@ class Controller:
             models=len(self._state.models),
             replicas=len(self._state.replicas),
             oversold=self._state.oversold,
+            require_key=self._tenancy.require_key,
             started_at=self._started_at,
         )
 

@@ -30,7 +30,12 @@ class Tenancy:
     def publish(self, fleet: Fleet | None) -> None:
         """Send what holds now."""
         stored = self._store.tenant_keys()
-        self._publish(convert.settings(list(self.tenants.values()), stored, fleet, require_key=self._require_key))
+        self._publish(convert.settings(list(self.tenants.values()), stored, fleet, require_key=self.require_key))
+
+    @property
+    def require_key(self) -> bool:
+        """Whether the gateway wants a key of everybody."""
+        return self._require_key or bool(self.tenants)
 
     def views(self) -> Sequence[TenantView]:
         """By name."""

@@ -315,6 +315,8 @@ class StatusView(_View):
     replicas: int
     oversold: tuple[str, ...] = ()
     """Devices whose guarantees exceed their capacity; always empty unless something is wrong."""
+    require_key: bool = False
+    """Requests want a tenant's key."""
     started_at: float
 
 

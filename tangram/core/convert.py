@@ -241,7 +241,7 @@ def model_entry(
 def settings(
     tenants: Sequence[Tenant], keys: Sequence[Key], fleet: Fleet | None, *, require_key: bool
 ) -> wire.Settings:
-    """What holds for all models. Once there is a tenant, a key is wanted of everybody."""
+    """What holds for all models."""
     # Slots of tenants' limits count down from the end of the shared memory, those of replicas up from its beginning.
     slots = iter(range(COLUMNS - 1, -1, -1))
     entries = []
@@ -265,7 +265,7 @@ def settings(
         if queue is None
         else {"queue_max_requests": queue.max_requests, "queue_max_bytes": queue.max_memory * 1024 * 1024}
     )
-    return wire.Settings(tenants=tuple(entries), require_key=require_key or bool(entries), **bounds)
+    return wire.Settings(tenants=tuple(entries), require_key=require_key, **bounds)
 
 
 def _limit(model: str, limit: RequestLimits, slot: int) -> wire.TenantLimit:

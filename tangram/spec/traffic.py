@@ -35,6 +35,17 @@ class Hedge(Doc):
     max_percent: Annotated[float, Field(gt=0, le=100)] = 10.0
     """Of the recent requests that may be sent twice."""
 
+    @model_validator(mode="after")
+    def _one_measure(self) -> Self:
+        # A stored document names the default too.
+        usual = type(self).model_fields["after_percentile"].default
+        if self.after_seconds is not None and self.after_percentile != usual:
+            raise ValueError(
+                f"afterSeconds {self.after_seconds:g} and afterPercentile {self.after_percentile:g} "
+                "both say how slow; leave one out"
+            )
+        return self
+
 
 class Ejection(Doc):
     """When the gateway sends a replica nothing new, though its readiness probe answers."""

@@ -88,3 +88,12 @@ def test_a_model_that_cannot_start_is_not_waited_for_and_says_why(facade: Any, t
     assert "# digits   (not ready: ProgressDeadlineExceeded)" in text
     model["conditions"] = [failing | {"status": "True"}]
     assert not banner.all_settled(status, [model])
+
+
+def test_where_keys_are_wanted_the_lines_send_one(facade: Any, tmp_path: Path) -> None:
+    model = json.loads(facade.model("digits").model_dump_json(by_alias=True))
+    status = json.loads(facade.status().model_dump_json(by_alias=True))
+    assert "KEY" not in banner.banner(status, [model], {"digits": spec()}, state=tmp_path)
+    text = banner.banner(status | {"requireKey": True}, [model], {"digits": spec()}, state=tmp_path)
+    assert '/v2/models/digits -H "X-API-Key: $KEY"\n' in text
+    assert "`tangram key create TENANT" in text
