@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from packer.inventory import ClassRefusal, Device, MigInstance, NoFit, SliceRequest
 from packer.mig import Geometry, Profile, geometry_of, openings
@@ -38,21 +38,7 @@ Reason = Literal[
     "model",
 ]
 #: From what the next departure may cure to what nothing cures.
-REASONS: Final[tuple[Reason, ...]] = (
-    "memory",
-    "compute",
-    "clients",
-    "host-cpu",
-    "host-memory",
-    "slots",
-    "devices",
-    "mixed",
-    "unhealthy",
-    "too-large",
-    "mechanism",
-    "label",
-    "model",
-)
+REASONS: Final[tuple[Reason, ...]] = get_args(Reason)
 _RANK: Final[Mapping[str, int]] = {reason: rank for rank, reason in enumerate(REASONS)}
 #: Of a Device that is refused for one of these, what is free does not count.
 _OUT_OF_REACH: Final[frozenset[Reason]] = frozenset({"model", "label", "mechanism", "unhealthy"})
