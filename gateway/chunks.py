@@ -21,8 +21,36 @@ _HEAD: Final = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
 LAST: Final = b"0\r\n\r\n"
 
 
+def _whole(nbytes: int) -> tuple[bytes, ...]:
+    """How a chunk begins that has so many bytes with its framing; nothing where there can be none."""
+    size = next((n for n in range(max(1, nbytes - 9), nbytes - 4) if n + len(b"%x" % n) + 4 == nbytes), 0)
+    return tuple(dict.fromkeys((b"%x\r\n" % size, b"%X\r\n" % size))) if size else ()
+
+
+#: The end of a chunk and the line with the size of the next one, as they were seen -> that size.
+_known: Final[dict[bytes, int]] = {}
+_MAX_KNOWN: Final = 1024
+_MAX_WHOLE: Final = 2048
+_WHOLE: Final = tuple(_whole(nbytes) for nbytes in range(_MAX_WHOLE))
+
+
 class BadChunks(ValueError):
     """The framing is broken."""
+
+
+def _over(data: bytes, at: int) -> tuple[int, int]:
+    """Go over whole chunks whose lines are known, from where the data of one ends; (where that led to, bytes that are
+    left of the chunk there, with its line end).
+    """
+    end = len(data)
+    while True:
+        stop = data.find(b"\n", at + 2) + 1
+        size = _known.get(data[at:stop], 0)
+        if not size:
+            return at, 2
+        if size + 2 >= end - stop:
+            return stop, size + 2
+        at = stop + size
 
 
 class Walk:
@@ -46,13 +74,15 @@ class Walk:
         if self._held:
             data = self._held + data
             self._held = b""
-        elif not self._left and not self._trailing:
-            # One whole chunk, as an event of a stream usually comes.
-            at = data.find(b"\r\n")
-            if 0 < at < 8 and data.endswith(b"\r\n") and _SIZE.fullmatch(data, 0, at):
-                size = int(data[:at], 16)
-                if size and size + at + 4 == len(data):
-                    return data
+        elif (
+            # One whole chunk, as an event of a stream usually comes: its size says how it must begin.
+            not self._left
+            and not self._trailing
+            and len(data) < _MAX_WHOLE
+            and data.startswith(_WHOLE[len(data)])
+            and data.endswith(b"\r\n")
+        ):
+            return data
         if self._trailing:
             return self._trailers(data, 0)
         left = self._left
@@ -60,6 +90,8 @@ class Walk:
         out: list[bytes] = []
         begin = 0
         while at < end:
+            if 2 <= left < end - at:
+                at, left = _over(data, at + left - 2)
             if left > 2:
                 step = min(left - 2, end - at)
                 at += step
@@ -84,7 +116,11 @@ class Walk:
                 if not size:
                     out += (data[begin:at], self._trailers(data, stop + 1))
                     return b"".join(out)
-                if not plain:
+                if plain:
+                    if len(_known) >= _MAX_KNOWN:
+                        _known.clear()
+                    _known[b"\r\n" + data[at : stop + 1]] = size
+                else:
                     out += (data[begin:at], match[1], b"\r\n")
                     begin = stop + 1
                 at, left = stop + 1, size + 2

@@ -167,6 +167,7 @@ class FastConnection(ClientConnection):
             self._relay.client_writable()
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
+        self.fast.outbox.flush()
         relay = self._relay
         if relay is None:
             return super().eof_received() if self._started else None
@@ -296,6 +297,7 @@ class FastConnection(ClientConnection):
     # --- the full path ---
 
     def _to_full_path(self, data: bytes) -> None:
+        self.fast.outbox.flush()
         if data:
             self._count_in(data)
             if not self._started:
@@ -347,9 +349,8 @@ class FastConnection(ClientConnection):
 
     def put(self, data: bytes | memoryview) -> None:
         """Bytes to the client, if it is still there."""
-        transport = self.transport
-        if transport is not None and not transport.is_closing():
-            transport.write(data)
+        if self.transport is not None:
+            self.fast.outbox.put(self.transport, data)
 
     def done(self, relay: Relay, now: float) -> None:
         """A request is answered, and all of it has been written."""
@@ -361,7 +362,7 @@ class FastConnection(ClientConnection):
 
     def _after(self, relay: Relay) -> None:
         if self._closing:
-            self._end()
+            self.force_close()
             return
         if relay.left:
             self._drop(relay.left)
@@ -374,6 +375,7 @@ class FastConnection(ClientConnection):
         self.fast.active.discard(relay)
         self._ahead.clear()
         self.unhold()
+        self.fast.outbox.flush()
         self.linger()
 
     def refuse(self, relay: Relay, status: int, message: str, reason: str, *, close: bool = False) -> None:
@@ -429,16 +431,15 @@ class FastConnection(ClientConnection):
         if self.transport is not None:
             self.transport.abort()
 
+    def force_close(self) -> None:
+        self.fast.outbox.flush()
+        super().force_close()
+
     def close(self) -> None:
         if self._relay is None and self._gathered is None:
             super().close()
         else:
             self._closing = True
-
-    def _end(self) -> None:
-        super().close()
-        if self.transport is not None:
-            self.transport.close()
 
     def _process_keepalive(self) -> None:
         if self._relay is not None or self._gathered is not None or self._discard:

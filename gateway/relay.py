@@ -120,9 +120,9 @@ class Relay:
             self.kept, self.kept_size = [data], len(data)
         self._stale = connection.used > 0
         self.sent_at = now
-        connection.ask(self, request)
+        connection.ask(self, request, self.fast.outbox)
         if large:
-            connection.write(memoryview(data)[end:])
+            connection.put(memoryview(data)[end:], self.fast.outbox)
         if not left:
             self.fast.dispatcher.sent(self.lease, now)
 
@@ -144,7 +144,7 @@ class Relay:
         self.connection, self.sent_at = made, now
         if not self.left:
             self.fast.dispatcher.sent(self.lease, now)
-        made.ask(self, b"".join(unsent))
+        made.ask(self, b"".join(unsent), self.fast.outbox)
 
     def more(self, data: bytes) -> bytes:
         """More of the body came; returns what is of the next request."""
@@ -169,7 +169,7 @@ class Relay:
                     self.client.hold()
             return rest
         self.deadline = max(self.deadline, now + self.plan.timeout_s)
-        self.connection.write(data)
+        self.connection.put(data, self.fast.outbox)
         if not self.left:
             self.fast.dispatcher.sent(self.lease, now)
         return rest
@@ -231,8 +231,8 @@ class Relay:
         tenths = int((now - self.sent_at) * 1e4 + 0.5)
         times = TIMINGS[tenths] if tenths < 1000 else server_timing(now - self.sent_at)
         transport = client.transport
-        if transport is not None and not transport.is_closing():
-            transport.write(b"".join((head.lead, self.id, times, known.framing, body)))
+        if transport is not None:
+            fast.outbox.put(transport, b"".join((head.lead, self.id, times, known.framing, body)))
         if head.reusable:
             connection.give_back(head.keepalive_s, now)
         else:

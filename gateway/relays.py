@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Any, Final, Protocol
 
 from gateway.answers import Answers
+from gateway.outbox import Outbox
 from gateway.plans import Planner
 from gateway.proxy import Proxy
 
@@ -48,6 +49,7 @@ class FastPath:
         self.timed: dict[Timed, float] = {}
         """Connections that wait for bytes, and until when."""
         self._loop = asyncio.get_running_loop()
+        self.outbox = Outbox(self._loop)
         self._tasks: set[asyncio.Task[None]] = set()
         self.looking = False
         self._sweeper: asyncio.TimerHandle | None = None

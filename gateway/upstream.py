@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import h11
 
+from gateway.outbox import Outbox
+
 if TYPE_CHECKING:
     from gateway.pools import Pool
 
@@ -252,12 +254,16 @@ class Connection(asyncio.Protocol):
 
     # --- bytes as they are ---
 
-    def ask(self, sink: Sink, request: bytes) -> None:
+    def ask(self, sink: Sink, request: bytes, outbox: Outbox) -> None:
         """Write a request; all that comes until the connection is given back goes to `sink`."""
         self._sink = sink
         self.used += 1
+        self.put(request, outbox)
+
+    def put(self, data: bytes | memoryview, outbox: Outbox) -> None:
+        """More of a request that was begun so."""
         if self._transport is not None:
-            self._transport.write(request)
+            outbox.put(self._transport, data)
 
     def give_back(self, keepalive_s: float | None, now: float) -> None:
         """A borrowed connection is idle again; the endpoint may have said how long it keeps such."""

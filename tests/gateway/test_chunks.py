@@ -65,6 +65,30 @@ def test_data_is_not_held_back():
     assert (one.done, one.rest) == (True, b"next")
 
 
+@pytest.mark.parametrize("form", [b"%x", b"%X", b"%04x"])
+def test_a_chunk_of_any_size_passes_whole(form):
+    for size in [*range(1, 300), *range(2000, 2100), 65_535, 65_536]:
+        whole = form % size + b"\r\n" + b"d" * size + b"\r\n"
+        assert walk([whole, b"0\r\n\r\n"]) == (whole + b"0\r\n\r\n", True, b"")
+        with pytest.raises(BadChunks):
+            walk([whole[:-3] + b"\r\n", b"0\r\n\r\n"])
+        with pytest.raises(BadChunks):
+            walk([whole[:-2] + b"d\r\n", b"0\r\n\r\n"])
+
+
+@settings(max_examples=200)
+@given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=30), cuts=st.lists(st.integers(0, 1500), max_size=5))
+def test_many_chunks_pass_at_once_however_they_are_cut(sizes, cuts):
+    data = b"".join(b"%x\r\n" % n + b"\n" * n + b"\r\n" for n in sizes)
+    at = [0, *sorted(min(c, len(data)) for c in cuts), len(data)]
+    pieces = [data[a:b] for a, b in itertools.pairwise(at) if a < b]
+    for _ in range(2):
+        # The second time all lines are known.
+        assert walk([*pieces, b"0\r\n\r\n"]) == (data + b"0\r\n\r\n", True, b"")
+    with pytest.raises(BadChunks):
+        walk([data[:-1] + b"0\r\n", b"0\r\n\r\n"])
+
+
 def test_extensions_and_trailer_fields_are_left_out():
     out, done, rest = walk([b"3;a=b\r\none\r\n0;c\r\nX-T: 1\r\n\r\nrest"])
     assert (out, done, rest) == (b"3\r\none\r\n0\r\n\r\n", True, b"rest")

@@ -1,0 +1,86 @@
+"""The writes of one turn of the event loop: their order, and that none waits for longer than the turn."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+from gateway.outbox import Outbox
+
+
+class Transport:
+    """Notes what is written."""
+
+    def __init__(self, notes: list[tuple[str, bytes]], name: str) -> None:
+        self.notes = notes
+        self.name = name
+        self.closed = False
+        self.when_written: Any = None
+
+    def write(self, data: bytes) -> None:
+        self.notes.append((self.name, bytes(data)))
+        if self.when_written is not None:
+            self.when_written()
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+
+def pair() -> tuple[Outbox, list[tuple[str, bytes]], Any, Any]:
+    notes: list[tuple[str, bytes]] = []
+    outbox = Outbox(asyncio.get_running_loop())
+    return outbox, notes, cast(Any, Transport(notes, "a")), cast(Any, Transport(notes, "b"))
+
+
+async def test_what_is_put_goes_out_at_the_end_of_the_turn_in_its_order():
+    outbox, notes, a, b = pair()
+    outbox.put(a, b"1")
+    outbox.put(b, b"2")
+    outbox.put(a, b"3")
+    assert notes == []
+    await asyncio.sleep(0)
+    assert notes == [("a", b"1"), ("b", b"2"), ("a", b"3")]
+    outbox.put(b, b"4")
+    await asyncio.sleep(0)
+    assert notes[3:] == [("b", b"4")]
+
+
+async def test_what_is_large_goes_out_at_once_after_what_came_before_it():
+    outbox, notes, a, b = pair()
+    outbox.put(a, b"head")
+    outbox.put(b, b"other")
+    outbox.put(a, memoryview(bytes(100_000)))
+    assert [(name, len(data)) for name, data in notes] == [("a", 4), ("b", 5), ("a", 100_000)]
+
+
+async def test_a_long_turn_does_not_keep_the_first_waiting_for_its_end():
+    outbox, notes, a, _ = pair()
+    for number in range(100):
+        outbox.put(a, b"%d" % number)
+    assert len(notes) > 60
+    await asyncio.sleep(0)
+    assert [int(data) for _, data in notes] == list(range(100))
+
+
+async def test_nothing_is_written_to_what_is_closed():
+    outbox, notes, a, b = pair()
+    outbox.put(a, b"1")
+    outbox.put(b, b"2")
+    a.closed = True
+    outbox.flush()
+    assert notes == [("b", b"2")]
+
+
+async def test_what_a_write_leads_to_comes_after_what_was_put_before():
+    outbox, notes, a, b = pair()
+
+    def once() -> None:
+        a.when_written = None
+        outbox.put(b, b"3")
+        outbox.put(b, bytes(100_000))
+
+    a.when_written = once
+    outbox.put(a, b"1")
+    outbox.put(b, b"2")
+    await asyncio.sleep(0)
+    assert [data[:1] for _, data in notes] == [b"1", b"2", b"3", b"\0"]
