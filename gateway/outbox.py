@@ -3,8 +3,10 @@
 In a turn the loop reads from all sockets for which something has come, and most of what is read from one is to be
 written to another. If each of those writes were made at once, each would wake the process that waits for it, only for
 that to find little and to sleep again. So all is read first, and then all is written: whoever is at the other ends
-finds more at a time, is woken less often, and asks for less in return. Nothing waits for what has not come yet: a
-request that is alone in its turn goes out as soon as it was read.
+finds more at a time, is woken less often, and asks for less in return. Nothing waits for what has not come yet.
+
+While turns have but one write each, there is nothing to gain, and each is made at once; now and then a turn is counted,
+to see whether that is still so.
 
 Order is kept. Who writes to a transport by another way, or closes it, calls `flush` before.
 """
@@ -19,28 +21,42 @@ from typing import Final
 _LARGE: Final = 16 * 1024
 #: So many writes do not wait for the end of a long turn.
 _MOST: Final = 32
+#: After so many turns with one write each, writes are made at once; one in so many of those then begins a turn that is
+#: counted.
+_LONELY: Final = 4
+_LOOK: Final = 8
 
 
 class Outbox:
     """The writes that wait for the end of this turn."""
 
-    __slots__ = ("_due", "_loop", "_waiting")
+    __slots__ = ("_count", "_due", "_lonely", "_loop", "_waiting")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._waiting: deque[tuple[asyncio.Transport, bytes | memoryview]] = deque()
         self._due = False
         """Whether `_end` will be called."""
+        self._count = 0
+        """Writes in this turn; or since one was last counted."""
+        self._lonely = 0
+        """Turns in a row that had one write."""
 
     def put(self, transport: asyncio.Transport, data: bytes | memoryview) -> None:
         """Write this, in its turn."""
+        self._count += 1
+        if self._lonely >= _LONELY:
+            if not transport.is_closing():
+                transport.write(data)
+            if not self._due and self._count >= _LOOK:
+                self._begin()
+            return
         waiting = self._waiting
         waiting.append((transport, data))
         if len(data) > _LARGE or len(waiting) >= _MOST:
             self.flush()
-        elif not self._due:
-            self._due = True
-            self._loop.call_soon(self._end)
+        if not self._due:
+            self._begin()
 
     def flush(self) -> None:
         """Write what waits, now; what was put for a transport that is closed by now is dropped."""
@@ -50,6 +66,12 @@ class Outbox:
             if not transport.is_closing():
                 transport.write(data)
 
+    def _begin(self) -> None:
+        self._due = True
+        self._count = 1
+        self._loop.call_soon(self._end)
+
     def _end(self) -> None:
         self._due = False
+        self._lonely = self._lonely + 1 if self._count == 1 else 0
         self.flush()

@@ -62,6 +62,26 @@ async def test_a_long_turn_does_not_keep_the_first_waiting_for_its_end():
     assert [int(data) for _, data in notes] == list(range(100))
 
 
+async def test_who_is_alone_turn_after_turn_waits_for_nothing_until_there_are_others():
+    outbox, notes, a, b = pair()
+    for _ in range(4):
+        outbox.put(a, b"1")
+        await asyncio.sleep(0)
+    for number in range(20):
+        outbox.put(a, b"2")
+        assert len(notes) == 5 + number
+        await asyncio.sleep(0)
+    for number in range(40):
+        outbox.put((a, b)[number % 2], b"3")
+        if number % 10 == 9:
+            await asyncio.sleep(0)
+    written = len(notes)
+    outbox.put(a, b"4")
+    assert len(notes) == written
+    await asyncio.sleep(0)
+    assert notes[-1] == ("a", b"4")
+
+
 async def test_nothing_is_written_to_what_is_closed():
     outbox, notes, a, b = pair()
     outbox.put(a, b"1")
