@@ -18,6 +18,7 @@ from autoscaler.forecast import NAMES, History, latest
 from autoscaler.staffing import replicas_for
 from autoscaler.types import Objective
 from autoscaler.window import Estimate
+from autoscaler.words import Words
 
 WAIT_S = 1.0
 """The wait that few requests should exceed, where no objective is given."""
@@ -40,6 +41,8 @@ CERTAIN_Z = 2.25
 LIKELY_Z = 2.0
 """The same where it is divided by a target."""
 _BOOST_STEP = 0.25
+_EXPECTED = "%.1f to %.1f requests/s expected in %.0f s (mostly from %s)"
+_SURPRISE = "%.1f requests/s, %.1f for sure, more than the %.1f expected,"
 
 
 class Need(NamedTuple):
@@ -49,7 +52,7 @@ class Need(NamedTuple):
     down: float
     rate: float
     """Requests per second planned for."""
-    words: str
+    words: Words
 
 
 def standard(objective: Objective | None, service_s: float) -> tuple[float, float]:
@@ -94,17 +97,17 @@ def need(
     coming = latest(history)
     surprise = SURPRISE_Z * math.sqrt(max(rate.value, 0.3) / rate.window)
     if coming is None:
-        planned, words = rate.value, f"{rate.value:.1f} requests/s"
+        planned = rate.value
+        words: Words = ("%.1f requests/s", rate.value)
         up = staffed(rate.value, rate.value)
     else:
         planned = coming.high
-        words = f"{coming.middle:.1f} to {coming.high:.1f} requests/s expected in {horizon_s:.0f} s"
-        words += f" (mostly from {NAMES[history.best]})"
+        words = (_EXPECTED, coming.middle, coming.high, horizon_s, NAMES[history.best])
         up = staffed(coming.middle, coming.high)
         if rate.value - coming.high > surprise:
             # A few seconds may be a passing burst: only what is certain of the rise is planned for.
             planned = max(coming.high, certain(rate))
-            words = f"{rate.value:.1f} requests/s, {planned:.1f} for sure, more than the {coming.high:.1f} expected,"
+            words = (_SURPRISE, rate.value, planned, coming.high)
             up = max(up, replicas_for(planned, per_replica, slots, wait_s, max(late, LATE_AT_HIGH)))
     if queued > max(1.0, 0.5 * rate.value):
         level = rate.value if rate.before is None else max(rate.before, certain(rate))
@@ -115,7 +118,7 @@ def need(
             MOST_CATCHING_UP * usual / per_replica + 1.0,
         )
         if catching > up:
-            up, words = catching, f"{words} and {queued:.0f} queued"
+            up, words = catching, ("%s and %.0f queued", words, queued)
     promised, most = coming, 0.0
     for forecast in history.issued:
         if forecast.high > most and forecast.due > now:
@@ -124,8 +127,9 @@ def need(
     down = up
     if coming is None or staying > coming.high or max_boost > 1.0 or late > LATE_AT_HIGH:
         down = max(up, replicas_for(staying, per_replica, slots, wait_s, LATE_AT_HIGH))
-    known = f"{capacity.rate:.3g} known of a replica ({capacity.low:.3g} for sure)"
-    return Need(up, down, planned, f"{words} at {known}")
+    return Need(
+        up, down, planned, ("%s at %.3g known of a replica (%.3g for sure)", words, capacity.rate, capacity.low)
+    )
 
 
 def certain(rate: Estimate, z: float = CERTAIN_Z) -> float:

@@ -27,11 +27,12 @@ from autoscaler import behavior as hpa
 from autoscaler import keepalive, timer
 from autoscaler.need import boost
 from autoscaler.schedule import bounds
-from autoscaler.signals import Say, Scene, look, read
+from autoscaler.signals import Scene, look, read
 from autoscaler.starts import expected_s
 from autoscaler.state import SEEN, State, doubt, is_active, observe, standing
-from autoscaler.types import Behavior, Recommendation, Rules, Sample, ScalingPolicy, Supply
+from autoscaler.types import Behavior, Recommendation, Rules, Sample, ScalingPolicy, SignalReading, Supply
 from autoscaler.window import FULL_SHARE, STABLE_S
+from autoscaler.words import Words
 
 __all__ = ["State", "recommend"]
 
@@ -45,10 +46,10 @@ _EXACT = Behavior(Rules(0.0, "Max", (), 0.0), Rules(0.0, "Max", (), 0.0))
 class _Verdict(NamedTuple):
     wanted: int
     signal: str
-    reasons: tuple[str, ...]
+    words: tuple[Words, ...]
 
-    def turn(self, count: int, signal: str, reason: str) -> _Verdict:
-        return _Verdict(count, signal, (*self.reasons, reason))
+    def turn(self, count: int, signal: str, reason: Words) -> _Verdict:
+        return _Verdict(count, signal, (*self.words, reason))
 
 
 def recommend(
@@ -99,8 +100,8 @@ def recommend(
         replicas=verdict.wanted,
         previous=supply.ready + supply.starting,
         signal=verdict.signal,
-        readings=tuple([say.reading for say in says]),
-        reasons=verdict.reasons,
+        readings=says,
+        words=verdict.words,
         boost=boosted,
         capacity=scene.capacity.rate if scene.capacity else None,
         advisory=policy.advisory,
@@ -132,7 +133,7 @@ def _is_asleep(policy: ScalingPolicy, supply: Supply, sample: Sample, current: i
 
 
 def _asleep(seen: State, now: float, policy: ScalingPolicy, window: str) -> tuple[Recommendation, State]:
-    reason = f"no request for {now - seen.silent_from:.0f} s: stays at zero"
+    reason = ("no request for %.0f s: stays at zero", now - seen.silent_from)
     state = seen._replace(
         wanted=0,
         highs=hpa.remember_high(seen.highs, now, 0),
@@ -141,8 +142,8 @@ def _asleep(seen: State, now: float, policy: ScalingPolicy, window: str) -> tupl
         doubted_from=None,
         boost=1.0,
     )
-    reasons = (reason, _NOT_ACTED_ON) if policy.advisory else (reason,)
-    return Recommendation(0, 0, "idle", (), reasons, advisory=policy.advisory, window=window), state
+    words = (reason, _NOT_ACTED_ON) if policy.advisory else (reason,)
+    return Recommendation(0, 0, "idle", (), words, advisory=policy.advisory, window=window), state
 
 
 def _boost(policy: ScalingPolicy, scene: Scene) -> tuple[float, float]:
@@ -157,64 +158,63 @@ def _boost(policy: ScalingPolicy, scene: Scene) -> tuple[float, float]:
     return (state.boost, state.boosted_until) if now < state.boosted_until else (wanted, now + BOOST_S)
 
 
-def _decide(says: tuple[Say, ...], current: int, policy: ScalingPolicy) -> _Verdict:
-    missing: tuple[str, ...] = ()
+def _decide(says: tuple[SignalReading, ...], current: int, policy: ScalingPolicy) -> _Verdict:
+    missing: tuple[Words, ...] = ()
     present = []
     is_queue_alone = True
     for say in says:
-        if say.reading.replicas is not None:
+        if say.replicas is not None:
             present.append(say)
-            is_queue_alone = is_queue_alone and say.reading.name == "queue"
+            is_queue_alone = is_queue_alone and say.name == "queue"
         elif say.is_missing:
-            missing = (*missing, say.reading.note)
+            missing = (*missing, say.words)
     # An empty queue asks for nothing, but alone it is no reason to remove what it would queue for.
     if is_queue_alone:
         present = [say for say in present if say.up > current]
     if not present:
-        notes = tuple(say.reading.note for say in says if say.reading.replicas is None)
-        return _Verdict(current, "hold", (*notes, f"no signal has anything to go by: keeps {current}"))
+        notes = tuple(say.words for say in says if say.replicas is None)
+        return _Verdict(current, "hold", (*notes, ("no signal has anything to go by: keeps %d", current)))
 
     count = itself = -1
-    decisive = present[0].reading
+    decisive = present[0]
     for say in present:
         proposed = hpa.propose(say.up, say.down, current, _EXACT if say.is_exact else policy.behavior)
-        wanted = say.reading.replicas or 0
+        wanted = say.replicas or 0
         # Among equals the one that asked for most itself has decided.
         if proposed > count or (proposed == count and wanted > itself):
-            count, itself, decisive = proposed, wanted, say.reading
-    verdict = _Verdict(count, decisive.name, (decisive.note, *missing))
+            count, itself, decisive = proposed, wanted, say
+    verdict = _Verdict(count, decisive.name, (decisive.words, *missing))
     if count < current and missing:
-        return verdict.turn(current, "hold", f"not all signals are there: keeps {current}")
+        return verdict.turn(current, "hold", ("not all signals are there: keeps %d", current))
     if count == current and decisive.replicas != current:
         rules = policy.behavior.up if (decisive.replicas or 0) > current else policy.behavior.down
-        return verdict.turn(
-            current, "tolerance", f"within the tolerance of {rules.tolerance * 100:g} percent: keeps {current}"
-        )
+        words = ("within the tolerance of %g percent: keeps %d", rules.tolerance * 100, current)
+        return verdict.turn(current, "tolerance", words)
     return verdict
 
 
-def _blindness(scene: Scene, doubted_from: float | None) -> str:
+def _blindness(scene: Scene, doubted_from: float | None) -> Words:
     """Why the data do not suffice to shrink; empty when they do."""
     if doubted_from is not None:
-        gone = f"{scene.state.flying:.0f} requests were under way and none completed"
-        return f"the gateway reads 0 since {scene.now - doubted_from:.0f} s although {gone}: not believed"
+        gone = ("%.0f requests were under way and none completed", scene.state.flying)
+        return ("the gateway reads 0 since %.0f s although %s: not believed", scene.now - doubted_from, gone)
     if scene.sample.arrivals is None:
         return "no gateway worker reported"
     seen = scene.now - scene.state.started
     if seen < STABLE_S:
-        return f"only {seen:.0f} s seen since the start"
+        return ("only %.0f s seen since the start", seen)
     if scene.stable.covered < FULL_SHARE * STABLE_S:
-        return f"only {scene.stable.covered:.0f} of {STABLE_S:g} s are covered by reports"
+        return ("only %.0f of %g s are covered by reports", scene.stable.covered, STABLE_S)
     return ""
 
 
-def _hold(verdict: _Verdict, current: int, blind: str) -> _Verdict:
+def _hold(verdict: _Verdict, current: int, blind: Words) -> _Verdict:
     if blind and verdict.wanted < current:
-        return verdict.turn(current, "hold", f"{blind}: keeps {current}")
+        return verdict.turn(current, "hold", ("%s: keeps %d", blind, current))
     return verdict
 
 
-def _is_idle(policy: ScalingPolicy, scene: Scene, blind: str) -> bool:
+def _is_idle(policy: ScalingPolicy, scene: Scene, blind: Words) -> bool:
     return (
         policy.min_replicas == 0
         and scene.current > 0
@@ -244,8 +244,8 @@ def _timer(verdict: _Verdict, scene: Scene, *, is_due: bool) -> _Verdict:
         return verdict
     usual, off = scene.state.rhythm or (0.0, 0.0)
     since = scene.now - scene.state.onsets[-1]
-    note = f"bursts come every {usual:.0f} s (give or take {off:.0f} s), the last {since:.0f} s ago: 1 is made ready"
-    return verdict.turn(1, "timer", note)
+    words = ("bursts come every %.0f s (give or take %.0f s), the last %.0f s ago: 1 is made ready", usual, off, since)
+    return verdict.turn(1, "timer", words)
 
 
 def _idle(verdict: _Verdict, policy: ScalingPolicy, scene: Scene, idle: bool) -> _Verdict:
@@ -253,13 +253,14 @@ def _idle(verdict: _Verdict, policy: ScalingPolicy, scene: Scene, idle: bool) ->
         return verdict
     silent = scene.now - scene.state.silent_from
     if idle:
-        return _Verdict(0, "idle", (f"no request for {silent:.0f} s, {_idle_s(policy, scene):g} s allowed: to zero",))
+        allowed = _idle_s(policy, scene)
+        return _Verdict(0, "idle", (("no request for %.0f s, %g s allowed: to zero", silent, allowed),))
     if verdict.wanted > 0:
         return verdict
     if scene.supply.starting:
         return verdict.turn(1, "idle", "a replica that is still starting is let finish before zero: keeps 1")
     allowed = _idle_s(policy, scene)
-    return verdict.turn(1, "idle", f"no request for {silent:.0f} s, to zero after {allowed:g} s: keeps 1")
+    return verdict.turn(1, "idle", ("no request for %.0f s, to zero after %g s: keeps 1", silent, allowed))
 
 
 def _stabilize(
@@ -270,9 +271,9 @@ def _stabilize(
         return verdict
     if count > verdict.wanted:
         window = policy.behavior.down.stabilization_s
-        return verdict.turn(count, "stabilization", f"wanted within the last {window:g} s: keeps {count}")
+        return verdict.turn(count, "stabilization", ("wanted within the last %g s: keeps %d", window, count))
     window = policy.behavior.up.stabilization_s
-    return verdict.turn(count, "stabilization", f"not more than wanted all of the last {window:g} s: {count}")
+    return verdict.turn(count, "stabilization", ("not more than wanted all of the last %g s: %d", window, count))
 
 
 def _limit(verdict: _Verdict, policy: ScalingPolicy, current: int, events: hpa.History, now: float) -> _Verdict:
@@ -286,7 +287,7 @@ def _limit(verdict: _Verdict, policy: ScalingPolicy, current: int, events: hpa.H
         return verdict
     if count == verdict.wanted:
         return verdict
-    return verdict.turn(count, "behavior", f"behavior.{words} allows {count} now")
+    return verdict.turn(count, "behavior", ("behavior.%s allows %d now", words, count))
 
 
 def _wake(verdict: _Verdict, scene: Scene) -> _Verdict:
@@ -299,18 +300,19 @@ def _wake(verdict: _Verdict, scene: Scene) -> _Verdict:
 def _bound(verdict: _Verdict, policy: ScalingPolicy, window: str) -> _Verdict:
     by = f" (the window {window})" if window else ""
     if verdict.wanted > policy.max_replicas:
-        return verdict.turn(policy.max_replicas, "schedule" if by else "max", f"at most {policy.max_replicas}{by}")
+        return verdict.turn(policy.max_replicas, "schedule" if by else "max", ("at most %d%s", policy.max_replicas, by))
     if verdict.wanted < policy.min_replicas:
-        return verdict.turn(policy.min_replicas, "schedule" if by else "min", f"at least {policy.min_replicas}{by}")
+        return verdict.turn(
+            policy.min_replicas, "schedule" if by else "min", ("at least %d%s", policy.min_replicas, by)
+        )
     return verdict
 
 
 def _fix(verdict: _Verdict, policy: ScalingPolicy) -> _Verdict:
     if policy.fixed_replicas is None:
         return verdict
-    return verdict.turn(
-        policy.fixed_replicas, "fixed", f"set by hand to {policy.fixed_replicas}; automatic would be {verdict.wanted}"
-    )
+    words = ("set by hand to %d; automatic would be %d", policy.fixed_replicas, verdict.wanted)
+    return verdict.turn(policy.fixed_replicas, "fixed", words)
 
 
 def _advise(verdict: _Verdict, policy: ScalingPolicy) -> _Verdict:

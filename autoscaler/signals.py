@@ -24,6 +24,7 @@ from autoscaler.need import LIKELY_Z, REACTION_S, certain, need
 from autoscaler.starts import expected_s
 from autoscaler.state import State
 from autoscaler.types import ExternalTarget, MetricTarget, Sample, ScalingPolicy, SignalReading, Supply
+from autoscaler.words import Words
 
 CONCURRENCY_SHARE = 0.7
 """Of the concurrency limit, where concurrency decides and no target is given."""
@@ -46,21 +47,6 @@ _SURE_Z = 3.0
 _MOST_FACTOR = 1e9
 """Times its target that an external metric counts at most."""
 _RESOURCE_WORDS = {"cpu": "CPU", "memory": "memory", "deviceMemory": "device memory"}
-
-
-class Say(NamedTuple):
-    """One signal's reading and its bounds on the replicas needed."""
-
-    reading: SignalReading
-    up: float
-    down: float
-    is_exact: bool = False
-    """It carries its own margin, so no tolerance applies."""
-
-    @property
-    def is_missing(self) -> bool:
-        """Nothing was measured where something should have been."""
-        return self.reading.replicas is None and math.isinf(self.down)
 
 
 class Scene(NamedTuple):
@@ -89,7 +75,7 @@ class Scene(NamedTuple):
 
 def look(policy: ScalingPolicy, supply: Supply, sample: Sample, state: State, current: int, now: float) -> Scene:
     """Sum up both windows of the state, into which the sample was put before."""
-    stable, short = window.both(state.spans, now)
+    stable, short = window.both(state.marks, now)
     queued = short.queued / short.loaded if short.loaded else sample.queued
     older = stable.loaded - short.loaded
     before = (stable.queued - short.queued) / older if older > 0 else 0.0
@@ -135,9 +121,9 @@ def _carried(
     return (served, now) if unabsorbed else known and (max(known[0], served), known[1])
 
 
-def read(policy: ScalingPolicy, scene: Scene) -> tuple[Say, ...]:
+def read(policy: ScalingPolicy, scene: Scene) -> tuple[SignalReading, ...]:
     """Every signal that the policy names, and the queue."""
-    says: list[Say] = []
+    says: list[SignalReading] = []
     if policy.target_qps is not None and (policy.mode == "honour" or scene.capacity is None):
         says.append(_qps(policy.target_qps, scene))
     if scene.capacity is not None:
@@ -163,24 +149,32 @@ def targets(policy: ScalingPolicy, *, is_known: bool) -> tuple[MetricTarget, ...
 
 
 def _say(
-    name: str, value: float, target: float, up: float, down: float, current: int, note: str, *, is_exact: bool = False
-) -> Say:
+    name: str,
+    value: float,
+    target: float,
+    up: float,
+    down: float,
+    current: int,
+    words: Words,
+    is_exact: bool = False,
+) -> SignalReading:
     replicas = round_up(up)
     if replicas < current:
         replicas = current if math.isinf(down) else max(replicas, min(current, round_up(down)))
-    return Say(SignalReading(name, value, target, replicas, f"{note} want {replicas}"), up, down, is_exact)
+    return SignalReading(name, value, target, replicas, ("%s want %d", words, replicas), up, down, is_exact)
 
 
-def _missing(name: str, target: float, note: str) -> Say:
-    return Say(SignalReading(name, None, target, None, note), 0.0, math.inf)
+def _missing(name: str, target: float, words: Words) -> SignalReading:
+    return SignalReading(name, None, target, None, words, 0.0, math.inf)
 
 
-def _over(estimate: window.Estimate) -> str:
-    before = "" if estimate.before is None else f" (risen from {estimate.before:.1f})"
-    return f"over {estimate.window:g} s{before}"
+def _over(estimate: window.Estimate) -> Words:
+    if estimate.before is None:
+        return ("over %g s", estimate.window)
+    return ("over %g s (risen from %.1f)", estimate.window, estimate.before)
 
 
-def _qps(target: float, scene: Scene) -> Say:
+def _qps(target: float, scene: Scene) -> SignalReading:
     if scene.sample.arrivals is None:
         return _missing("qps", target, "request rate is missing: no gateway worker reported")
     estimate = scene.rate
@@ -189,16 +183,16 @@ def _qps(target: float, scene: Scene) -> Say:
         # A passing burst is for the capacity signal to judge: what is certain of the rise counts here.
         planned = max(estimate.before, certain(estimate, LIKELY_Z))
     need = planned / target
-    note = f"{estimate.value:.1f} requests/s {_over(estimate)} at {target:g} per replica"
-    return _say("qps", estimate.value, target, need, need, scene.current, note)
+    words = ("%.1f requests/s %s at %g per replica", estimate.value, _over(estimate), target)
+    return _say("qps", estimate.value, target, need, need, scene.current, words)
 
 
-def _capacity(policy: ScalingPolicy, capacity: Capacity, scene: Scene) -> Say:
+def _capacity(policy: ScalingPolicy, capacity: Capacity, scene: Scene) -> SignalReading:
     if scene.sample.arrivals is None:
         return _missing("capacity", capacity.rate, "what is coming is not known: no gateway worker reported")
     if policy.min_replicas == 0 and scene.rate.value == 0.0 and not scene.queued:
         # What is left of the forecast after a silence is memory; how long to stay for it is the idle time's business.
-        return Say(SignalReading("capacity", 0.0, capacity.rate, 0, "no requests"), 0.0, 0.0)
+        return SignalReading("capacity", 0.0, capacity.rate, 0, "no requests")
     state = scene.state
     capacity = _at_most(capacity, scene)
     queued = scene.queued or 0.0
@@ -219,7 +213,7 @@ def _capacity(policy: ScalingPolicy, capacity: Capacity, scene: Scene) -> Say:
         has_slowed=state.learned.slowed_at is not None and scene.now - state.learned.slowed_at < horizon_s,
     )
     up, down, rate, words = wanted
-    return _say("capacity", rate, capacity.rate, up, down, scene.current, words, is_exact=True)
+    return _say("capacity", rate, capacity.rate, up, down, scene.current, words, True)
 
 
 def _at_most(capacity: Capacity, scene: Scene) -> Capacity:
@@ -240,7 +234,7 @@ def _at_most(capacity: Capacity, scene: Scene) -> Capacity:
     return capacity._replace(rate=min(capacity.rate, most), low=most)
 
 
-def _concurrency(target: float, scene: Scene) -> Say:
+def _concurrency(target: float, scene: Scene) -> SignalReading:
     if scene.sample.arrivals is None or scene.sample.in_flight is None or scene.sample.queued is None:
         return _missing("concurrency", target, "concurrency is missing: no gateway worker reported it")
     stable, short = scene.stable, scene.short
@@ -248,16 +242,16 @@ def _concurrency(target: float, scene: Scene) -> Say:
     both = window.level(stable.in_flight + stable.queued, stable.loaded, short.in_flight + short.queued, short.loaded)
     up = flying.value / target
     down = max(up, both.value / target)
-    words = ""
+    served = ""
     if down > up and scene.unabsorbed:
         up = max(up, min(down, 2.0 * scene.current))
     elif down > up:
-        words = ", the queue being served by replicas there or to come,"
-    note = f"{both.value:.1f} requests in flight and queued {_over(both)} at {target:g} per replica{words}"
-    return _say("concurrency", both.value, target, up, down, scene.current, note)
+        served = ", the queue being served by replicas there or to come,"
+    words = ("%.1f requests in flight and queued %s at %g per replica%s", both.value, _over(both), target, served)
+    return _say("concurrency", both.value, target, up, down, scene.current, words)
 
 
-def _resource(metric: MetricTarget, scene: Scene) -> Say:
+def _resource(metric: MetricTarget, scene: Scene) -> SignalReading:
     name, target, words = metric.name, metric.target, _RESOURCE_WORDS[metric.name]
     latest = {
         "cpu": scene.sample.cpu,
@@ -265,69 +259,72 @@ def _resource(metric: MetricTarget, scene: Scene) -> Say:
         "deviceMemory": scene.sample.device_memory,
     }[name]  # fmt: skip
     if scene.supply.ready == 0:
-        return Say(SignalReading(name, None, target, None, f"{words}: no replica is ready yet"), 0.0, 0.0)
-    usage = window.usage(scene.state.spans, scene.now, name) if latest else None
+        return SignalReading(name, None, target, None, ("%s: no replica is ready yet", words))
+    usage = window.usage(scene.state.levels, scene.now, name) if latest else None
     if usage is None:
-        return _missing(name, target, f"{words} is missing: of {scene.supply.ready} ready replicas none was measured")
+        absent = ("%s is missing: of %d ready replicas none was measured", words, scene.supply.ready)
+        return _missing(name, target, absent)
     up = usage.total / target
     down = (usage.total + usage.missing * max(100.0, target)) / target
     if usage.mean > target:
         down = math.inf
-    seen = f"{usage.measured} of {usage.measured + usage.missing}" if usage.missing else f"{usage.measured}"
-    note = f"{words} at {usage.mean:.0f} percent (mean of {seen} ready) at a target of {target:g} percent"
+    seen = ("%d of %d", usage.measured, usage.measured + usage.missing) if usage.missing else ("%d", usage.measured)
+    note = ("%s at %.0f percent (mean of %s ready) at a target of %g percent", words, usage.mean, seen, target)
     return _say(name, usage.mean, target, up, down, scene.current, note)
 
 
-def _external(metric: ExternalTarget, scene: Scene) -> Say:
+def _external(metric: ExternalTarget, scene: Scene) -> SignalReading:
     name, target, ready = metric.name, metric.target, scene.supply.ready
     known = next((e for e in scene.sample.external if e.name == name), None)
     if known is None or known.value is None:
-        return _missing(name, target, f"{name} is missing: {known.note if known else 'nobody measured it'}")
+        return _missing(name, target, ("%s is missing: %s", name, known.note if known else "nobody measured it"))
     value = known.value
     # Whatever nonsense somebody else measures, the count stays a number.
     factor = min(max(0.0, value) / target, _MOST_FACTOR)
     if metric.type == "AverageValue":
         need = factor
-        return _say(name, value, target, need, need, scene.current, f"{name} at {value:.3g} at {target:g} per replica")
+        words = ("%s at %.3g at %g per replica", name, value, target)
+        return _say(name, value, target, need, need, scene.current, words)
     if ready == 0:
-        return Say(SignalReading(name, value, target, None, f"{name}: no replica is ready yet"), 0.0, 0.0)
+        return SignalReading(name, value, target, None, ("%s: no replica is ready yet", name))
     up = down = factor * ready
     if value > target:
         # How far the replicas that are still to come lower it is not known yet.
         down = math.inf
-    note = f"{name} at {value:.3g} with {ready} ready at a target of {target:g}"
+    note = ("%s at %.3g with %d ready at a target of %g", name, value, ready, target)
     return _say(name, value, target, up, down, scene.current, note)
 
 
-def _queue(scene: Scene) -> Say:
+def _queue(scene: Scene) -> SignalReading:
     queued = scene.queued
     if scene.sample.arrivals is None or queued is None:
-        return Say(SignalReading("queue", None, 0.0, None, "queue length is missing"), 0.0, 0.0)
+        return SignalReading("queue", None, 0.0, None, "queue length is missing")
     stable, current = scene.stable, scene.current
     if not scene.backlog:
         return _no_backlog(queued, scene)
-    note = f"{queued:.1f} requests queued"
+    words: Words
     if not scene.unabsorbed:
-        note += f": the replicas there or to come will serve them, keep {current}"
-        return Say(SignalReading("queue", queued, 0.0, current, note), 0.0, math.inf)
+        words = ("%.1f requests queued: the replicas there or to come will serve them, keep %d", queued, current)
+        return SignalReading("queue", queued, 0.0, current, words, 0.0, math.inf)
     if stable.completions:
         served = stable.completions / stable.worked
         carried = served / scene.supply.ready
         arriving = stable.arrivals / stable.covered
         need = min((arriving + queued / DRAIN_S) / carried, 2.0 * current)
-        note += f" and not falling, {served:.1f} of {arriving:.1f} requests/s served by {scene.supply.ready} ready,"
+        words = ("%.1f of %.1f requests/s served by %d ready,", served, arriving, scene.supply.ready)
+        words = ("%.1f requests queued and not falling, %s", queued, words)
     else:
         need = current + 1.0
-        note += " and not falling,"
-    return _say("queue", queued, 0.0, need, math.inf, current, note)
+        words = ("%.1f requests queued and not falling,", queued)
+    return _say("queue", queued, 0.0, need, math.inf, current, words)
 
 
-def _no_backlog(queued: float, scene: Scene) -> Say:
-    note = f"{queued:.1f} requests queued: no backlog"
+def _no_backlog(queued: float, scene: Scene) -> SignalReading:
+    words: Words = ("%.1f requests queued: no backlog", queued)
     known = scene.carried
     if known is None:
-        return Say(SignalReading("queue", queued, 0.0, 0, note), 0.0, 0.0)
+        return SignalReading("queue", queued, 0.0, 0, words)
     need = scene.rate.value / known[0]
     ago = scene.now - known[1]
-    note += f", but {known[0]:.1f} requests/s a replica were too many {ago:.0f} s ago,"
-    return _say("queue", queued, 0.0, 0.0, need, scene.current, note)
+    words = ("%s, but %.1f requests/s a replica were too many %.0f s ago,", words, known[0], ago)
+    return _say("queue", queued, 0.0, 0.0, need, scene.current, words)

@@ -27,7 +27,8 @@ class State(NamedTuple):
     # Seen:
     started: float
     history: forecast.History
-    spans: window.Spans = ()
+    marks: window.Marks = ()
+    levels: window.Levels = ()
     silent_from: float = 0.0
     """Since when it is known that no request arrived, waited or ran."""
     silent_until: float = 0.0
@@ -159,7 +160,8 @@ def observe(state: State, supply: Supply, sample: Sample, current: int, limit: i
     seen = (
         state.started,
         forecast.observe(state.history, sample.arrivals, sample.dt, horizon_s, now),
-        window.add(state.spans, sample, supply, now),
+        window.add(state.marks, sample, now),
+        window.measure(state.levels, sample, supply, now),
         silent_from,
         silent_until,
         strained_from,

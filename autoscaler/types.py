@@ -6,9 +6,12 @@ Times are seconds on the caller's clock; rates are requests per second; percenta
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass
 from datetime import tzinfo
 from typing import Literal, NamedTuple
+
+from autoscaler.words import Words, text
 
 MetricName = Literal["cpu", "memory", "deviceMemory", "concurrency"]
 
@@ -167,11 +170,26 @@ class SignalReading(NamedTuple):
     """A replica."""
     replicas: int | None
     """Wanted by this signal alone, None when missing."""
-    note: str = ""
+    words: Words = ""
+    up: float = 0.0
+    """Fractional replicas that it is certain enough are needed to add some."""
+    down: float = 0.0
+    """Those that must stay when some are removed."""
+    is_exact: bool = False
+    """It carries its own margin, so no tolerance applies."""
+
+    @property
+    def note(self) -> str:
+        """What was seen, in words."""
+        return text(self.words)
+
+    @property
+    def is_missing(self) -> bool:
+        """Nothing was measured where something should have been."""
+        return self.replicas is None and math.isinf(self.down)
 
 
-@dataclass(frozen=True, slots=True)
-class Recommendation:
+class Recommendation(NamedTuple):
     """How many replicas a model should have (starting ones counted), and why."""
 
     replicas: int
@@ -181,8 +199,8 @@ class Recommendation:
     """What decided: a signal, or min, max, schedule, fixed, idle, timer, wake, hold, stabilization, behavior or
     tolerance."""
     readings: tuple[SignalReading, ...] = ()
-    reasons: tuple[str, ...] = field(default=())
-    """In words, in the order applied."""
+    words: tuple[Words, ...] = ()
+    """Of the reasons, in the order applied."""
     boost: float = 1.0
     """How many times its slice's compute each ready replica should have (`ScalingPolicy.max_boost` at most)."""
     capacity: float | None = None
@@ -191,3 +209,8 @@ class Recommendation:
     """To be shown and recorded, not carried out."""
     window: str = ""
     """The schedules' windows that are open, or about to be, in words."""
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """In words, in the order applied."""
+        return tuple(map(text, self.words))

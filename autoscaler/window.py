@@ -1,9 +1,11 @@
 """Rates and levels over sliding windows, from samples that come at irregular times and may have parts missing.
 
-Each sample becomes a Span: the seconds it covers and what was counted or measured in them. Spans shorter than half a
-second are merged, so a storm of wake-ups costs no memory. A window's totals weigh a span that sticks out of the window
-by the share that lies within. A rate divides by the seconds *covered*, not by the window's length, so a lost report
-does not read as silence; and by no less than the short window, so that one request in 20 ms is not 50 a second.
+Of each sample a Mark is kept: running totals up to its time, and since when its figures came in, evenly as far as is
+known. What lies in a window is the difference of the totals at its two ends, so it costs the same however many marks
+there are. One mark from before the window is kept, for the totals when it began. Marks closer than half a second are
+merged, so a storm of wake-ups costs no memory. A rate divides by the seconds *covered*, not by the window's length, so
+a lost report does not read as silence; and by no less than the short window, so that one request in 20 ms is not 50 a
+second.
 
 Two windows are read. The stable one (10 s) is the estimate. The short one (3 s) takes over upwards only, when it
 exceeds the stable one beyond what chance explains: given N arrivals in the stable window, the number in the short
@@ -25,7 +27,113 @@ NOISE_Z = 4.0
 FULL_SHARE = 0.8
 """Share of the stable window that must be covered before it may shrink anything."""
 _MERGE_S = 0.5
-_MOST_SPANS = 64
+
+
+class Mark(NamedTuple):
+    """Running totals up to `end`; the last of them came in since `begin`."""
+
+    end: float
+    begin: float
+    covered: float = 0.0
+    """Seconds of which arrivals are known."""
+    arrivals: float = 0.0
+    worked: float = 0.0
+    """Seconds of which completions are known."""
+    completions: float = 0.0
+    loaded: float = 0.0
+    """Seconds of which in flight and queued are known."""
+    in_flight: float = 0.0
+    """Request-seconds."""
+    queued: float = 0.0
+    """Request-seconds."""
+
+
+Marks = tuple[Mark, ...]
+
+
+class Totals(NamedTuple):
+    """Sums over one window, each with the seconds of which it is known."""
+
+    covered: float = 0.0
+    arrivals: float = 0.0
+    worked: float = 0.0
+    completions: float = 0.0
+    loaded: float = 0.0
+    in_flight: float = 0.0
+    queued: float = 0.0
+
+
+_NOTHING = Totals()
+
+
+def add(marks: Marks, sample: Sample, now: float) -> Marks:
+    """The marks with one sample more, and without those that no window needs any longer."""
+    if sample.arrivals is None:
+        return marks
+    seconds = max(0.0, sample.dt)
+    begin = now - seconds
+    if not marks:
+        marks = (Mark(begin, begin),)
+    before, since, covered, arrivals, worked, completions, loaded, in_flight, queued = marks[-1]
+    if begin < before:
+        begin = before
+    covered += seconds
+    arrivals += sample.arrivals
+    if sample.completions is not None:
+        worked += seconds
+        completions += sample.completions
+    if sample.in_flight is not None and sample.queued is not None:
+        loaded += seconds
+        in_flight += sample.in_flight * seconds
+        queued += sample.queued * seconds
+    first, last, oldest = 0, len(marks), now - STABLE_S
+    while first + 1 < last and marks[first + 1].end <= oldest:
+        first += 1
+    if last - first > 1 and now - marks[-2].end <= _MERGE_S:
+        last, begin = last - 1, since
+    mark = Mark(now, begin, covered, arrivals, worked, completions, loaded, in_flight, queued)
+    return (*marks[first:last], mark)
+
+
+def both(marks: Marks, now: float) -> tuple[Totals, Totals]:
+    """Sums over the stable and over the short window."""
+    last = len(marks) - 1
+    oldest, start = now - STABLE_S, now - SHORT_S
+    first = 0
+    while first < last and marks[first + 1].end <= oldest:
+        first += 1
+    middle = last
+    while middle > first and marks[middle].end > start:
+        middle -= 1
+    return _since(marks, first, oldest), _since(marks, middle, start)
+
+
+def _since(marks: Marks, index: int, at: float) -> Totals:
+    """Sums from `at` on, before which the mark of that index is the last (or it is the first of all)."""
+    if index + 1 >= len(marks):
+        return _NOTHING
+    _, _, covered, arrivals, worked, completions, loaded, in_flight, queued = marks[index]
+    _, _, covered_now, arrivals_now, worked_now, completions_now, loaded_now, in_flight_now, queued_now = marks[-1]
+    following = marks[index + 1]
+    begin = following.begin
+    if begin < at:
+        share = (at - begin) / (following.end - begin)
+        covered += share * (following.covered - covered)
+        arrivals += share * (following.arrivals - arrivals)
+        worked += share * (following.worked - worked)
+        completions += share * (following.completions - completions)
+        loaded += share * (following.loaded - loaded)
+        in_flight += share * (following.in_flight - in_flight)
+        queued += share * (following.queued - queued)
+    return Totals(
+        covered_now - covered,
+        arrivals_now - arrivals,
+        worked_now - worked,
+        completions_now - completions,
+        loaded_now - loaded,
+        in_flight_now - in_flight,
+        queued_now - queued,
+    )
 
 
 class Usage(NamedTuple):
@@ -40,172 +148,59 @@ class Usage(NamedTuple):
     """Ready replicas that could not be measured."""
 
 
-class Span(NamedTuple):
-    """What is known of `seconds` up to `end`; None is missing."""
+class Level(NamedTuple):
+    """What was measured of the replicas in `seconds` up to `end`; None is missing."""
 
     end: float
     seconds: float
-    arrivals: float | None
-    completions: float | None
-    in_flight: float | None
-    queued: float | None
     cpu: Usage | None
     memory: Usage | None
     device_memory: Usage | None
 
 
-Spans = tuple[Span, ...]
+Levels = tuple[Level, ...]
 
 
-class Totals(NamedTuple):
-    """Sums over one window, each with the seconds that could be covered."""
+def measure(levels: Levels, sample: Sample, supply: Supply, now: float) -> Levels:
+    """The levels with one sample more, and without those that left the stable window."""
+    oldest = now - STABLE_S
+    if levels and levels[0].end <= oldest:
+        levels = tuple([level for level in levels if level.end > oldest])
+    if not (sample.cpu or sample.memory or sample.device_memory):
+        return levels
+    seconds = max(0.0, sample.dt)
+    cpu, memory = _usage(sample.cpu, supply.ready), _usage(sample.memory, supply.ready)
+    device = _usage(sample.device_memory, supply.ready)
+    if len(levels) > 1 and now - levels[-2].end <= _MERGE_S:
+        last = levels[-1]
+        level = Level(now, last.seconds + seconds, cpu or last.cpu, memory or last.memory, device or last.device_memory)
+        return (*levels[:-1], level)
+    return (*levels, Level(now, seconds, cpu, memory, device))
 
-    covered: float
-    arrivals: float
-    worked: float
-    """Seconds for which completions are known."""
-    completions: float
-    loaded: float
-    """Seconds for which in flight and queued are known."""
-    in_flight: float
-    """Request-seconds."""
-    queued: float
-    """Request-seconds."""
 
-
-def _usage(values: tuple[float, ...], ready: int) -> Usage:
+def _usage(values: tuple[float, ...], ready: int) -> Usage | None:
+    if not values:
+        return None
     total = math.fsum(values)
     return Usage(total, total / len(values), len(values), max(0, ready - len(values)))
 
 
-def add(spans: Spans, sample: Sample, supply: Supply, now: float) -> Spans:
-    """The spans with one sample more, and without those that left the stable window."""
-    seconds = max(0.0, sample.dt)
-    is_known = sample.arrivals is not None
-    new = Span(
-        now,
-        seconds,
-        sample.arrivals,
-        sample.completions if is_known else None,
-        sample.in_flight if is_known else None,
-        sample.queued if is_known else None,
-        _usage(sample.cpu, supply.ready) if sample.cpu else None,
-        _usage(sample.memory, supply.ready) if sample.memory else None,
-        _usage(sample.device_memory, supply.ready) if sample.device_memory else None,
-    )
-    first = max(0, len(spans) + 1 - _MOST_SPANS)
-    oldest = now - STABLE_S
-    while first < len(spans) and spans[first].end <= oldest:
-        first += 1
-    if first < len(spans):
-        last = spans[-1]
-        if last.seconds + seconds <= _MERGE_S and _same_parts(last, new):
-            return (*spans[first:-1], _merge(last, new))
-    return (*spans[first:], new)
-
-
-def _same_parts(a: Span, b: Span) -> bool:
-    return (
-        (a.arrivals is None) == (b.arrivals is None)
-        and (a.completions is None) == (b.completions is None)
-        and (a.in_flight is None) == (b.in_flight is None)
-        and (a.queued is None) == (b.queued is None)
-    )
-
-
-def _merge(a: Span, b: Span) -> Span:
-    seconds = a.seconds + b.seconds
-    weight = b.seconds / seconds if seconds else 1.0
-
-    def total(x: float | None, y: float | None) -> float | None:
-        return None if x is None or y is None else x + y
-
-    def mean(x: float | None, y: float | None) -> float | None:
-        return None if x is None or y is None else x + (y - x) * weight
-
-    return Span(
-        b.end,
-        seconds,
-        total(a.arrivals, b.arrivals),
-        total(a.completions, b.completions),
-        mean(a.in_flight, b.in_flight),
-        mean(a.queued, b.queued),
-        b.cpu or a.cpu,
-        b.memory or a.memory,
-        b.device_memory or a.device_memory,
-    )
-
-
-def both(spans: Spans, now: float) -> tuple[Totals, Totals]:
-    """Sums over the stable and over the short window."""
-    start, oldest = now - SHORT_S, now - STABLE_S
-    covered = arrivals = worked = completions = loaded = in_flight = queued = 0.0
-    short: Totals | None = None
-    for end, span_s, arrived, completed, flying, waiting, _, _, _ in reversed(spans):
-        if short is None:
-            # Where a span ends at the short window's start, as with a report each second, its sums are known here.
-            if end <= start:
-                short = Totals(covered, arrivals, worked, completions, loaded, in_flight, queued)
-            elif end - span_s < start:
-                return totals(spans, now, STABLE_S), totals(spans, now, SHORT_S)
-        inside = end - oldest
-        if inside <= 0:
-            break
-        if arrived is None:
-            continue
-        seconds, share = (inside, inside / span_s) if span_s > inside else (span_s, 1.0)
-        covered += seconds
-        arrivals += arrived * share
-        if completed is not None:
-            worked += seconds
-            completions += completed * share
-        if flying is not None and waiting is not None:
-            loaded += seconds
-            in_flight += flying * seconds
-            queued += waiting * seconds
-    stable = Totals(covered, arrivals, worked, completions, loaded, in_flight, queued)
-    return stable, short or stable
-
-
-def totals(spans: Spans, now: float, window: float) -> Totals:
-    """Sums over the last `window` seconds."""
-    start = now - window
-    covered = arrivals = worked = completions = loaded = in_flight = queued = 0.0
-    for end, span_s, arrived, completed, flying, waiting, _, _, _ in reversed(spans):
-        inside = end - start
-        if inside <= 0:
-            break
-        if arrived is None:
-            continue
-        seconds, share = (inside, inside / span_s) if span_s > inside else (span_s, 1.0)
-        covered += seconds
-        arrivals += arrived * share
-        if completed is not None:
-            worked += seconds
-            completions += completed * share
-        if flying is not None and waiting is not None:
-            loaded += seconds
-            in_flight += flying * seconds
-            queued += waiting * seconds
-    return Totals(covered, arrivals, worked, completions, loaded, in_flight, queued)
-
-
-def usage(spans: Spans, now: float, name: MetricName) -> Usage | None:
+def usage(levels: Levels, now: float, name: MetricName) -> Usage | None:
     """The latest usage of a resource, with total and mean averaged over the stable window.
 
     The load is the averaged total: when a replica is added the load stays, and the mean of the past says too much.
     """
-    index = {"cpu": 6, "memory": 7, "deviceMemory": 8}[name]
+    index = {"cpu": 2, "memory": 3, "deviceMemory": 4}[name]
     weight = total = mean = 0.0
     latest: Usage | None = None
-    for span in reversed(spans):
-        if span.end <= now - STABLE_S:
+    for level in reversed(levels):
+        if level.end <= now - STABLE_S:
             break
-        value: Usage | None = span[index]  # type: ignore[assignment]
+        value: Usage | None = level[index]  # type: ignore[assignment]
         if value is None:
             continue
         latest = latest or value
-        seconds = max(span.seconds, 1e-3)
+        seconds = max(level.seconds, 1e-3)
         weight += seconds
         total += value.total * seconds
         mean += value.mean * seconds

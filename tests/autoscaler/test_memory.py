@@ -44,7 +44,7 @@ def test_what_was_learned_is_known_at_once_on_another_clock() -> None:
     assert back.history.ends == pytest.approx(LIVED.history.ends - ENDED + 20.0)
     assert [50.0 - at for at in back.onsets] == pytest.approx([ENDED - at + 30.0 for at in LIVED.onsets])
     assert back.started == 50.0, "what is seen begins anew: nothing shrinks before a full window"
-    assert back.spans == ()
+    assert back.marks == ()
     assert back.wanted is None
 
 
