@@ -37,15 +37,17 @@ def round_up(replicas: float) -> int:
 
 def propose(up: float, down: float, current: int, behavior: Behavior) -> int:
     """The count for a need of at least `up` and at most `down` replicas (fractional); current within tolerance."""
-    if up > current * (1.0 + behavior.up.tolerance) + _EPSILON:
+    if up > current and up > current * (1.0 + behavior.up.tolerance) + _EPSILON:
         return round_up(up)
-    if down < current * (1.0 - behavior.down.tolerance) - _EPSILON:
+    if down < current and down < current * (1.0 - behavior.down.tolerance) - _EPSILON:
         return round_up(down)
     return current
 
 
 def remember_high(highs: History, now: float, count: int) -> History:
     """Past recommendations, without those that a later one as great makes needless."""
+    if not highs or highs[0][1] <= count:
+        return ((now, count),)
     end = len(highs)
     while end and highs[end - 1][1] <= count:
         end -= 1
@@ -56,6 +58,8 @@ def remember_high(highs: History, now: float, count: int) -> History:
 
 def remember_low(lows: History, now: float, count: int) -> History:
     """Past recommendations, without those that a later one as small makes needless."""
+    if not lows or lows[0][1] >= count:
+        return ((now, count),)
     end = len(lows)
     while end and lows[end - 1][1] >= count:
         end -= 1
@@ -65,6 +69,8 @@ def remember_low(lows: History, now: float, count: int) -> History:
 
 def remember_event(events: History, now: float, change: int) -> History:
     """Scale events with one more; a change of 0 is none."""
+    if not change and not events:
+        return events
     kept = _recent(events, now, LONGEST_PERIOD_S)
     if change:
         kept = (*kept, (now, change))

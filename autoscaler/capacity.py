@@ -28,7 +28,7 @@ SHORT_S = 20.0
 ENOUGH = 20.0
 """Requests from which something is known."""
 _DRIFT_Z = 4.0
-_DRIFT_SHARE = 0.25
+_DRIFT_CHANGE = math.log(1.25)
 _LEVEL_SHARE = 0.3
 _PLENTY = 200.0
 _DRIFT_LEAST = 8.0
@@ -86,19 +86,24 @@ def observe(
     now: float,
 ) -> Learned:
     """With one report more; `in_flight` is the mean over it, `boost` the compute each replica had, in slices."""
-    before = in_flight if learned.in_flight is None else learned.in_flight
-    requests = max(0.0, completions + (in_flight - before) / 2.0)
+    long, short, before, change_of_flight, drifted_at, slowed_at, watch = learned
+    if before is None:
+        before = in_flight
+    requests = completions + (in_flight - before) / 2.0
+    if requests < 0.0:
+        requests = 0.0
     busy = in_flight * seconds * boost
-    full = min(1.0, in_flight / (ready * slots)) if slots and ready else 0.0
+    full = in_flight / (ready * slots) if slots and ready else 0.0
+    if full > 1.0:
+        full = 1.0
     fading = math.exp(-seconds / SHORT_S)
-    drifted_at, slowed_at, watch = learned.drifted_at, learned.slowed_at, learned.watch
     # Of what was seen while it drifted, less and less is kept.
     long_s = LONG_S if drifted_at is None else min(LONG_S, max(SHORT_S, now - drifted_at))
-    if learned.long.requests >= _PLENTY and ready:
-        watch = drift.observe(watch, completions, busy, full, in_flight, before, ready, _service_s(learned.long, full))
-    long = _add(learned.long, requests, busy, full, math.exp(-seconds / long_s))
-    short = _add(learned.short, requests, busy, full, fading)
-    change_of_flight = learned.change * fading + in_flight - before
+    if ready and long.requests >= _PLENTY:
+        watch = drift.observe(watch, completions, busy, full, in_flight, before, ready, _service_s(long, full))
+    long = _add(long, requests, busy, full, math.exp(-seconds / long_s))
+    short = _add(short, requests, busy, full, fading)
+    change_of_flight = change_of_flight * fading + in_flight - before
     if watch.requests >= _DRIFT_LEAST and drift.has_slowed(watch):
         # What in flight has risen since has been paid for in part, as above.
         risen = max(0.0, in_flight - watch.flight) / 2.0
@@ -108,20 +113,20 @@ def observe(
     is_level = abs(change_of_flight) < _LEVEL_SHARE * short.requests
     if is_level and short.requests >= _DRIFT_LEAST and long.requests >= ENOUGH:
         change = math.log(max(1e-9, short.busy_s / short.requests) / max(1e-9, long.busy_s / long.requests))
-        chance = _DRIFT_Z / math.sqrt(short.requests)
-        if abs(change) > max(chance, math.log1p(_DRIFT_SHARE)):
+        if abs(change) > max(_DRIFT_Z / math.sqrt(short.requests), _DRIFT_CHANGE):
             long, drifted_at, watch = _flat(short), now, drift.Watch()
             slowed_at = now if change > 0.0 else None
     return Learned(long, short, in_flight, change_of_flight, drifted_at, slowed_at, watch)
 
 
 def _add(memory: Memory, requests: float, busy: float, full: float, keep: float) -> Memory:
+    counted, busy_s, fullness, squares, products = memory
     return Memory(
-        memory.requests * keep + requests,
-        memory.busy_s * keep + busy,
-        memory.full * keep + full * requests,
-        memory.full_full * keep + full * full * requests,
-        memory.full_busy * keep + full * busy,
+        counted * keep + requests,
+        busy_s * keep + busy,
+        fullness * keep + full * requests,
+        squares * keep + full * full * requests,
+        products * keep + full * busy,
     )
 
 
@@ -148,6 +153,8 @@ def _service_s(memory: Memory, fullness: float) -> float:
     requests, busy, full, full_full, full_busy = memory
     mean = busy / requests
     at = full / requests
+    slope = full_busy / requests - at * mean
+    if slope <= 0.0 or fullness <= at:
+        return mean
     variance = max(0.0, full_full / requests - at * at)
-    slope = max(0.0, full_busy / requests - at * mean) / (variance + _FULLNESS_PRIOR)
-    return mean + slope * max(0.0, fullness - at)
+    return mean + slope / (variance + _FULLNESS_PRIOR) * (fullness - at)

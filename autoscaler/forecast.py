@@ -80,8 +80,9 @@ class History(NamedTuple):
     ends: float
     """When the bucket that is being filled ends."""
     arrivals: float = 0.0
+    """Running total (window.Mark) when it began."""
     covered: float = 0.0
-    """Seconds of the bucket that reports covered."""
+    """Running total of the seconds that reports covered when it began."""
     sums: bytes = b"\0" * 8
     """Doubles: running sums of the rates of past buckets, in buckets."""
     buckets: int = 0
@@ -100,13 +101,14 @@ def begin(now: float, phase: float = 0.0) -> History:
     return History(ends=now + BUCKET_S * (1.0 + phase % 1.0))
 
 
-def observe(history: History, arrivals: float | None, seconds: float, horizon_s: float, now: float) -> History:
-    """The history with one report more (None: a missing one, which is no silence)."""
-    count, covered = history.arrivals, history.covered
-    if arrivals is not None:
-        count, covered = count + arrivals, covered + seconds
+def observe(history: History, arrivals: float, covered_s: float, horizon_s: float, now: float) -> History:
+    """The history at a time when running totals are `arrivals` in `covered_s` seconds of reports.
+
+    Nothing happens before `history.ends`; what no report covered is no silence.
+    """
     if now < history.ends:
-        return History(history.ends, count, covered, *history[3:])
+        return history
+    count, covered = arrivals - history.arrivals, covered_s - history.covered
     past = array("d", history.sums)
     known = len(past) - 1
     # What reports did not cover is filled with the last known minute: a second after a long gap says little about ten,
@@ -117,7 +119,7 @@ def observe(history: History, arrivals: float | None, seconds: float, horizon_s:
         unseen, before = 0.5 * BUCKET_S - covered, (past[-1] - past[-1 - minute]) / minute
     level = (count + before * unseen) / (covered + unseen) if covered + unseen > 0.0 else 0.0
     missed = int((now - history.ends) // BUCKET_S)
-    filled = history._replace(ends=history.ends + BUCKET_S * (missed + 1), arrivals=0.0, covered=0.0)
+    filled = history._replace(ends=history.ends + BUCKET_S * (missed + 1), arrivals=arrivals, covered=covered_s)
     if not known and covered <= 0.0:
         return filled
     for _ in range(min(missed + 1, _KEPT)):

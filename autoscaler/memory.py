@@ -25,7 +25,7 @@ from autoscaler.forecast import EXPERTS, History
 from autoscaler.starts import Starts
 from autoscaler.state import State
 
-VERSION = 1
+VERSION = 2
 _LONGEST_S = 7 * 86_400.0
 """What is older is not worth having."""
 _MOST_SUMS = 8 * 4096
@@ -45,7 +45,12 @@ class Kept(NamedTuple):
 def keep(state: State, now: float) -> dict[str, Any]:
     """What to keep, as JSON may have it."""
     learned = state.learned._replace(short=Memory(), in_flight=None, change=0.0, watch=Watch())
-    kept = Kept(learned, state.starts._replace(pending=()), state.history, state.onsets, state.carried)
+    history = state.history
+    if state.marks:
+        # Windows are not kept, so that running totals begin at 0 again: the bucket began as much before.
+        total = state.marks[-1]
+        history = history._replace(arrivals=history.arrivals - total.arrivals, covered=history.covered - total.covered)
+    kept = Kept(learned, state.starts._replace(pending=()), history, state.onsets, state.carried)
     return {"version": VERSION, "now": now, "kept": _plain(kept)}
 
 
@@ -90,7 +95,7 @@ def _check(kept: Kept) -> None:
         raise ValueError("it names other experts")
     if len(history.sums) % 8 or not 8 <= len(history.sums) <= _MOST_SUMS or not 0 <= history.best < EXPERTS:
         raise ValueError("its history is damaged")
-    if any(e.spread < 0.0 or e.loss < 0.0 or e.errors < 0 for e in history.experts) or min(history[1:3]) < 0.0:
+    if any(e.spread < 0.0 or e.loss < 0.0 or e.errors < 0 for e in history.experts) or max(history[1:3]) > 0.0:
         raise ValueError("its history is damaged")
     if min(learned.long) < 0.0 or (kept.starts.mean_s or 0.0) < 0.0 or kept.starts.deviation_s < 0.0:
         raise ValueError("what it learned is damaged")

@@ -11,7 +11,6 @@ The waits come from staffing.py, the rates from forecast.py, the replica's capac
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 from autoscaler.capacity import Capacity
 from autoscaler.forecast import NAMES, History, latest
@@ -45,16 +44,6 @@ _EXPECTED = "%.1f to %.1f requests/s expected in %.0f s (mostly from %s)"
 _SURPRISE = "%.1f requests/s, %.1f for sure, more than the %.1f expected,"
 
 
-class Need(NamedTuple):
-    """Fractional replicas, and how they came about."""
-
-    up: float
-    down: float
-    rate: float
-    """Requests per second planned for."""
-    words: Words
-
-
 def standard(objective: Objective | None, service_s: float) -> tuple[float, float]:
     """The wait that may be exceeded, and by what share of requests.
 
@@ -79,57 +68,57 @@ def need(
     now: float,
     *,
     has_slowed: bool = False,
-) -> Need:
-    """What the model needs now.
+) -> tuple[float, float, float, Words]:
+    """What the model needs now: fractional replicas up and down, requests per second planned for, and how they came
+    about.
 
     Where slices may grow, growth covers what exceeds the middle forecast, and only what it cannot cover is staffed.
     """
-    wait_s, late = standard(objective, capacity.slots / capacity.rate)
-    per_replica, slots = capacity.low, capacity.slots
-
-    def staffed(middle: float, high: float) -> float:
-        high = max(middle, high / max_boost)
-        return max(
-            replicas_for(middle, per_replica, slots, wait_s, late),
-            replicas_for(high, per_replica, slots, wait_s, max(late, LATE_AT_HIGH)),
-        )
-
+    known, per_replica, slots, _ = capacity
+    wait_s, late = (WAIT_S, LATE) if objective is None else standard(objective, slots / known)
+    level, _, before = rate
+    late_at_high = max(late, LATE_AT_HIGH)
     coming = latest(history)
-    surprise = SURPRISE_Z * math.sqrt(max(rate.value, 0.3) / rate.window)
     if coming is None:
-        planned = rate.value
-        words: Words = ("%.1f requests/s", rate.value)
-        up = staffed(rate.value, rate.value)
+        expected = middle = high = level
+        words: Words = ("%.1f requests/s", level)
     else:
-        planned = coming.high
-        words = (_EXPECTED, coming.middle, coming.high, horizon_s, NAMES[history.best])
-        up = staffed(coming.middle, coming.high)
-        if rate.value - coming.high > surprise:
-            # A few seconds may be a passing burst: only what is certain of the rise is planned for.
-            planned = max(coming.high, certain(rate))
-            words = (_SURPRISE, rate.value, planned, coming.high)
-            up = max(up, replicas_for(planned, per_replica, slots, wait_s, max(late, LATE_AT_HIGH)))
-    if queued > max(1.0, 0.5 * rate.value):
-        level = rate.value if rate.before is None else max(rate.before, certain(rate))
-        usual = level if coming is None else min(level, coming.high)
+        _, middle, expected = coming
+        words = (_EXPECTED, middle, expected, horizon_s, NAMES[history.best])
+        high = expected if max_boost == 1.0 else max(middle, expected / max_boost)
+    planned = expected
+    staffed = replicas_for(middle, per_replica, slots, wait_s, late)
+    staffed = replicas_for(high, per_replica, slots, wait_s, late_at_high, staffed)
+    if level > expected and _is_surprise(rate, expected):
+        # A few seconds may be a passing burst: only what is certain of the rise is planned for.
+        planned = max(expected, certain(rate))
+        words = (_SURPRISE, level, planned, expected)
+        staffed = replicas_for(planned, per_replica, slots, wait_s, late_at_high, staffed)
+    up: float = staffed
+    if queued > max(1.0, 0.5 * level):
+        usual = level if before is None else max(before, certain(rate))
         drain_s = SLOWED_DRAIN_S if has_slowed else DRAIN_S
         catching = min(
-            _catch_up(per_replica, level, queued, ready, current, horizon_s, drain_s),
-            MOST_CATCHING_UP * usual / per_replica + 1.0,
+            _catch_up(per_replica, usual, queued, ready, current, horizon_s, drain_s),
+            MOST_CATCHING_UP * min(usual, expected if coming is not None else usual) / per_replica + 1.0,
         )
         if catching > up:
             up, words = catching, ("%s and %.0f queued", words, queued)
-    promised, most = coming, 0.0
-    for forecast in history.issued:
-        if forecast.high > most and forecast.due > now:
-            promised, most = forecast, forecast.high
-    staying = rate.value if promised is coming else max(rate.value, most)
+    promised = expected
+    for due, _, high in history.issued:
+        if high > promised and due > now:
+            promised = high
+    # What was asked for last is staffed above.
+    staying = max(level, promised) if promised > expected else level
     down = up
-    if coming is None or staying > coming.high or max_boost > 1.0 or late > LATE_AT_HIGH:
-        down = max(up, replicas_for(staying, per_replica, slots, wait_s, LATE_AT_HIGH))
-    return Need(
-        up, down, planned, ("%s at %.3g known of a replica (%.3g for sure)", words, capacity.rate, capacity.low)
-    )
+    if coming is None or staying > expected or max_boost > 1.0 or late > LATE_AT_HIGH:
+        down = max(up, replicas_for(staying, per_replica, slots, wait_s, LATE_AT_HIGH, staffed))
+    return up, down, planned, ("%s at %.3g known of a replica (%.3g for sure)", words, known, per_replica)
+
+
+def _is_surprise(rate: Estimate, expected: float) -> bool:
+    value, window, _ = rate
+    return value - expected > SURPRISE_Z * math.sqrt(max(value, 0.3) / window)
 
 
 def certain(rate: Estimate, z: float = CERTAIN_Z) -> float:

@@ -19,6 +19,7 @@ Counts include starting replicas, so what was asked for is not asked for again w
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from datetime import datetime
 from typing import NamedTuple
@@ -29,7 +30,7 @@ from autoscaler.need import boost
 from autoscaler.schedule import bounds
 from autoscaler.signals import Scene, look, read
 from autoscaler.starts import expected_s
-from autoscaler.state import SEEN, State, doubt, is_active, observe, standing
+from autoscaler.state import State, doubt, is_active, observe, standing
 from autoscaler.types import Behavior, Recommendation, Rules, Sample, ScalingPolicy, SignalReading, Supply
 from autoscaler.window import FULL_SHARE, STABLE_S
 from autoscaler.words import Words
@@ -72,43 +73,45 @@ def recommend(
     scene = look(policy, supply, sample, seen, current, now)
     says = read(policy, scene)
     verdict = _decide(says, current, policy)
-    blind = _blindness(scene, doubted_from)
+    # Whether the data suffice matters only where something could shrink.
+    blind = _blindness(scene, doubted_from) if verdict.wanted < current or policy.min_replicas == 0 else ""
     idle = not due and _is_idle(policy, scene, blind)
-    verdict = _idle(_hold(verdict, current, blind), policy, scene, idle)
+    verdict = _hold(verdict, current, blind)
+    if policy.min_replicas == 0:
+        verdict = _idle(verdict, policy, scene, idle)
 
-    highs, lows, judged_at = seen.highs, seen.lows, seen.judged_at
+    *observed, _, highs, lows, events, judged_at, _, _, _, _ = seen
     if judged_at is None:
         # As HPA does after its own restart: what is running counts as wanted until the windows have passed.
         highs = lows = ((now, current),)
         judged_at = now
     elif now - judged_at > STABLE_S and verdict.signal != "hold":
         highs = hpa.remember_high(highs, now, current)
-    want = verdict.wanted
-    if not idle:
+    want, signal, _ = verdict
+    if not idle and want != current:
         verdict = _stabilize(verdict, policy, current, highs, lows, now)
-    if verdict.signal != "hold" or now - state.started < STABLE_S:
+    if signal != "hold" or now - state.started < STABLE_S:
         highs, lows, judged_at = hpa.remember_high(highs, now, want), hpa.remember_low(lows, now, want), now
-    verdict = _limit(verdict, policy, current, seen.events, now)
-    verdict = _wake(_timer(verdict, scene, is_due=due), scene)
+    if verdict.wanted != current:
+        verdict = _limit(verdict, policy, current, events, now)
+    if due:
+        verdict = _timer(verdict, scene)
+    if current == 0:
+        verdict = _wake(verdict, scene)
     verdict = _bound(verdict, policy, window)
-    is_carried_out = policy.fixed_replicas is None and not policy.advisory
-    events = hpa.remember_event(seen.events, now, verdict.wanted - current if is_carried_out else 0)
-    verdict = _advise(_fix(verdict, policy), policy)
+    if policy.fixed_replicas is None and not policy.advisory:
+        events = hpa.remember_event(events, now, verdict.wanted - current)
+    else:
+        events = hpa.remember_event(events, now, 0)
+        verdict = _advise(_fix(verdict, policy), policy)
 
-    boosted, boosted_until = _boost(policy, scene)
-    recommendation = Recommendation(
-        replicas=verdict.wanted,
-        previous=supply.ready + supply.starting,
-        signal=verdict.signal,
-        readings=says,
-        words=verdict.words,
-        boost=boosted,
-        capacity=scene.capacity.rate if scene.capacity else None,
-        advisory=policy.advisory,
-        window=window,
-    )
-    decided = (highs, lows, events, judged_at, doubted_from, scene.carried, boosted, boosted_until)
-    return recommendation, State._make((*seen[:SEEN], verdict.wanted, *decided))
+    boosted, boosted_until = _boost(policy, scene) if policy.max_boost > 1.0 else (1.0, 0.0)
+    wanted, signal, words = verdict
+    known = scene.capacity.rate if scene.capacity else None
+    previous = supply.ready + supply.starting
+    advice = Recommendation(wanted, previous, signal, says, words, boosted, known, policy.advisory, window)
+    decided = (wanted, highs, lows, events, judged_at, doubted_from, scene.carried, boosted, boosted_until)
+    return advice, State._make((*observed, *decided))
 
 
 def _scheduled(policy: ScalingPolicy, supply: Supply, state: State, at: datetime | None) -> tuple[ScalingPolicy, str]:
@@ -149,7 +152,7 @@ def _asleep(seen: State, now: float, policy: ScalingPolicy, window: str) -> tupl
 def _boost(policy: ScalingPolicy, scene: Scene) -> tuple[float, float]:
     """How many times its slice each replica should have, and until when it keeps that at least."""
     state, now = scene.state, scene.now
-    if policy.max_boost <= 1.0 or scene.capacity is None:
+    if scene.capacity is None:
         return 1.0, 0.0
     ready = scene.supply.ready
     wanted = boost(scene.capacity, scene.rate, scene.queued or 0.0, ready, policy.max_boost, policy.objective)
@@ -160,29 +163,29 @@ def _boost(policy: ScalingPolicy, scene: Scene) -> tuple[float, float]:
 
 def _decide(says: tuple[SignalReading, ...], current: int, policy: ScalingPolicy) -> _Verdict:
     missing: tuple[Words, ...] = ()
-    present = []
+    decisive: SignalReading | None = None
+    count = itself = -1
     is_queue_alone = True
     for say in says:
-        if say.replicas is not None:
-            present.append(say)
-            is_queue_alone = is_queue_alone and say.name == "queue"
-        elif say.is_missing:
-            missing = (*missing, say.words)
-    # An empty queue asks for nothing, but alone it is no reason to remove what it would queue for.
-    if is_queue_alone:
-        present = [say for say in present if say.up > current]
-    if not present:
-        notes = tuple(say.words for say in says if say.replicas is None)
-        return _Verdict(current, "hold", (*notes, ("no signal has anything to go by: keeps %d", current)))
-
-    count = itself = -1
-    decisive = present[0]
-    for say in present:
-        proposed = hpa.propose(say.up, say.down, current, _EXACT if say.is_exact else policy.behavior)
-        wanted = say.replicas or 0
+        _, _, _, wanted, words, up, down, is_exact = say
+        if wanted is None:
+            if math.isinf(down):
+                missing = (*missing, words)
+            continue
+        if say.name == "queue":
+            # An empty queue asks for nothing, but alone it is no reason to remove what it would queue for.
+            if is_queue_alone and up <= current:
+                continue
+        else:
+            is_queue_alone = False
+        proposed = hpa.propose(up, down, current, _EXACT if is_exact else policy.behavior)
         # Among equals the one that asked for most itself has decided.
         if proposed > count or (proposed == count and wanted > itself):
             count, itself, decisive = proposed, wanted, say
+    if decisive is None:
+        notes = tuple(say.words for say in says if say.replicas is None)
+        return _Verdict(current, "hold", (*notes, ("no signal has anything to go by: keeps %d", current)))
+
     verdict = _Verdict(count, decisive.name, (decisive.words, *missing))
     if count < current and missing:
         return verdict.turn(current, "hold", ("not all signals are there: keeps %d", current))
@@ -239,8 +242,8 @@ def _is_due(state: State, supply: Supply, now: float) -> bool:
     return timer.is_due(state.onsets[-1], state.rhythm, expected_s(state.starts, supply.expected_ready_s), now)
 
 
-def _timer(verdict: _Verdict, scene: Scene, *, is_due: bool) -> _Verdict:
-    if not is_due or verdict.wanted >= 1:
+def _timer(verdict: _Verdict, scene: Scene) -> _Verdict:
+    if verdict.wanted >= 1:
         return verdict
     usual, off = scene.state.rhythm or (0.0, 0.0)
     since = scene.now - scene.state.onsets[-1]
@@ -249,7 +252,7 @@ def _timer(verdict: _Verdict, scene: Scene, *, is_due: bool) -> _Verdict:
 
 
 def _idle(verdict: _Verdict, policy: ScalingPolicy, scene: Scene, idle: bool) -> _Verdict:
-    if policy.min_replicas > 0 or scene.current == 0:
+    if scene.current == 0:
         return verdict
     silent = scene.now - scene.state.silent_from
     if idle:
@@ -280,11 +283,9 @@ def _limit(verdict: _Verdict, policy: ScalingPolicy, current: int, events: hpa.H
     if verdict.wanted > current:
         count = min(verdict.wanted, hpa.up_limit(policy.behavior.up, current, events, now))
         words = "scaleUp"
-    elif verdict.wanted < current:
+    else:
         count = max(verdict.wanted, hpa.down_limit(policy.behavior.down, current, events, now))
         words = "scaleDown"
-    else:
-        return verdict
     if count == verdict.wanted:
         return verdict
     return verdict.turn(count, "behavior", ("behavior.%s allows %d now", words, count))
@@ -292,7 +293,7 @@ def _limit(verdict: _Verdict, policy: ScalingPolicy, current: int, events: hpa.H
 
 def _wake(verdict: _Verdict, scene: Scene) -> _Verdict:
     sample = scene.sample
-    if verdict.wanted > 1 or scene.current > 0 or not (sample.wake or sample.arrivals or sample.queued_now):
+    if verdict.wanted > 1 or not (sample.wake or sample.arrivals or sample.queued_now):
         return verdict
     return verdict.turn(1, "wake", "a request is there and no replica: at least 1 at once")
 

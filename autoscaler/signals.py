@@ -76,11 +76,12 @@ class Scene(NamedTuple):
 def look(policy: ScalingPolicy, supply: Supply, sample: Sample, state: State, current: int, now: float) -> Scene:
     """Sum up both windows of the state, into which the sample was put before."""
     stable, short = window.both(state.marks, now)
-    queued = short.queued / short.loaded if short.loaded else sample.queued
-    older = stable.loaded - short.loaded
-    before = (stable.queued - short.queued) / older if older > 0 else 0.0
+    _, _, _, _, loaded, _, waiting = short
+    queued = waiting / loaded if loaded else sample.queued
     backlog = unabsorbed = False
-    if queued is not None:
+    if queued:
+        older = stable.loaded - loaded
+        before = (stable.queued - waiting) / older if older > 0 else 0.0
         served = stable.completions / stable.worked if stable.worked else None
         # Only what stood in the older part of the window too is a backlog; less is a burst that passes.
         backlog = min(queued, before) > (float(current) if served is None else max(1.0, served * _LONG_WAIT_S))
@@ -100,7 +101,7 @@ def look(policy: ScalingPolicy, supply: Supply, sample: Sample, state: State, cu
         queued,
         backlog,
         unabsorbed,
-        _carried(state.carried, supply, stable, unabsorbed, now),
+        _carried(state.carried, supply, stable, unabsorbed, now) if unabsorbed or state.carried else None,
         known(state.learned, policy.concurrency_limit),
     )
 
@@ -128,11 +129,10 @@ def read(policy: ScalingPolicy, scene: Scene) -> tuple[SignalReading, ...]:
         says.append(_qps(policy.target_qps, scene))
     if scene.capacity is not None:
         says.append(_capacity(policy, scene.capacity, scene))
-    says += [
-        _concurrency(metric.target, scene) if metric.name == "concurrency" else _resource(metric, scene)
-        for metric in targets(policy, is_known=scene.capacity is not None)
-    ]
-    says += [_external(target, scene) for target in policy.external]
+    if metrics := targets(policy, is_known=scene.capacity is not None):
+        says += [_concurrency(m.target, scene) if m.name == "concurrency" else _resource(m, scene) for m in metrics]
+    if policy.external:
+        says += [_external(target, scene) for target in policy.external]
     says.append(_queue(scene))
     return tuple(says)
 
@@ -140,12 +140,13 @@ def read(policy: ScalingPolicy, scene: Scene) -> tuple[SignalReading, ...]:
 def targets(policy: ScalingPolicy, *, is_known: bool) -> tuple[MetricTarget, ...]:
     """The metrics that decide: those given; concurrency, while the capacity of a replica is not known and no load
     signal is given or the target is a guess."""
-    if is_known or any(m.name == "concurrency" for m in policy.metrics):
-        return policy.metrics
-    if policy.mode == "learn" or (policy.target_qps is None and not policy.metrics and not policy.external):
+    metrics = policy.metrics
+    if is_known or (metrics and any(m.name == "concurrency" for m in metrics)):
+        return metrics
+    if policy.mode == "learn" or (policy.target_qps is None and not metrics and not policy.external):
         limit = policy.concurrency_limit or UNBOUNDED_LIMIT
-        return (*policy.metrics, MetricTarget("concurrency", CONCURRENCY_SHARE * limit))
-    return policy.metrics
+        return (*metrics, MetricTarget("concurrency", CONCURRENCY_SHARE * limit))
+    return metrics
 
 
 def _say(
@@ -169,22 +170,21 @@ def _missing(name: str, target: float, words: Words) -> SignalReading:
 
 
 def _over(estimate: window.Estimate) -> Words:
-    if estimate.before is None:
-        return ("over %g s", estimate.window)
-    return ("over %g s (risen from %.1f)", estimate.window, estimate.before)
+    _, seconds, before = estimate
+    return ("over %g s", seconds) if before is None else ("over %g s (risen from %.1f)", seconds, before)
 
 
 def _qps(target: float, scene: Scene) -> SignalReading:
     if scene.sample.arrivals is None:
         return _missing("qps", target, "request rate is missing: no gateway worker reported")
-    estimate = scene.rate
-    planned = estimate.value
-    if estimate.before is not None and scene.capacity is not None:
+    value, _, before = scene.rate
+    planned = value
+    if before is not None and scene.capacity is not None:
         # A passing burst is for the capacity signal to judge: what is certain of the rise counts here.
-        planned = max(estimate.before, certain(estimate, LIKELY_Z))
+        planned = max(before, certain(scene.rate, LIKELY_Z))
     need = planned / target
-    words = ("%.1f requests/s %s at %g per replica", estimate.value, _over(estimate), target)
-    return _say("qps", estimate.value, target, need, need, scene.current, words)
+    words = ("%.1f requests/s %s at %g per replica", value, _over(scene.rate), target)
+    return _say("qps", value, target, need, need, scene.current, words)
 
 
 def _capacity(policy: ScalingPolicy, capacity: Capacity, scene: Scene) -> SignalReading:
@@ -193,13 +193,14 @@ def _capacity(policy: ScalingPolicy, capacity: Capacity, scene: Scene) -> Signal
     if policy.min_replicas == 0 and scene.rate.value == 0.0 and not scene.queued:
         # What is left of the forecast after a silence is memory; how long to stay for it is the idle time's business.
         return SignalReading("capacity", 0.0, capacity.rate, 0, "no requests")
-    state = scene.state
-    capacity = _at_most(capacity, scene)
-    queued = scene.queued or 0.0
-    if _is_returning(state, scene.now):
-        queued = 0.0
+    state, now = scene.state, scene.now
+    queued = 0.0
+    if scene.queued:
+        capacity = _at_most(capacity, scene)
+        queued = 0.0 if _is_returning(state, now) else scene.queued
+    slowed_at = state.learned.slowed_at
     horizon_s = expected_s(state.starts, scene.supply.expected_ready_s) + REACTION_S
-    wanted = need(
+    up, down, rate, words = need(
         capacity,
         state.history,
         scene.rate,
@@ -209,10 +210,9 @@ def _capacity(policy: ScalingPolicy, capacity: Capacity, scene: Scene) -> Signal
         horizon_s,
         policy.objective,
         policy.max_boost,
-        scene.now,
-        has_slowed=state.learned.slowed_at is not None and scene.now - state.learned.slowed_at < horizon_s,
+        now,
+        has_slowed=slowed_at is not None and now - slowed_at < horizon_s,
     )
-    up, down, rate, words = wanted
     return _say("capacity", rate, capacity.rate, up, down, scene.current, words, True)
 
 
@@ -222,7 +222,7 @@ def _at_most(capacity: Capacity, scene: Scene) -> Capacity:
     A drift shows here before it has moved the memories of capacity.py. Completions are taken as Poisson's.
     """
     stable, ready = scene.stable, scene.supply.ready
-    if not ready or not scene.queued or scene.queued < 1.0 or stable.worked < window.FULL_SHARE * window.STABLE_S:
+    if not ready or scene.queued is None or scene.queued < 1.0 or stable.worked < window.FULL_SHARE * window.STABLE_S:
         return capacity
     if stable.in_flight < _FULL * ready * capacity.slots * stable.loaded:
         return capacity

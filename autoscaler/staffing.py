@@ -26,24 +26,42 @@ def late_share(rate: float, replicas: float, capacity: float, slots: float, wait
         return 1.0
     if load <= 0.0:
         return 0.0
-    b = spare / math.sqrt(load)
+    return _waiting(spare / math.sqrt(load)) * math.exp(-spare * wait_s / service_s)
+
+
+def _waiting(b: float) -> float:
+    """P(W > 0)."""
     if b > 30.0:
         return 0.0
     density = math.exp(-b * b / 2.0) / _SQRT_2PI
-    normal = 0.5 * (1.0 + math.erf(b / _SQRT_2))
-    return density / (density + b * normal) * math.exp(-spare * wait_s / service_s)
+    return density / (density + b * (0.5 * (1.0 + math.erf(b / _SQRT_2))))
 
 
-def replicas_for(rate: float, capacity: float, slots: float, wait_s: float, share: float) -> int:
-    """The least number of replicas with at most `share` of the requests waiting longer than `wait_s`."""
+def replicas_for(rate: float, capacity: float, slots: float, wait_s: float, share: float, at_least: int = 0) -> int:
+    """The least number of replicas, from `at_least` on, with at most `share` of the requests waiting over `wait_s`."""
     if rate <= 0.0:
-        return 0
+        return at_least
+    service_s = slots / capacity
+    load = rate * service_s
+    root = math.sqrt(load)
     low = math.floor(rate / capacity)
-    high = low + math.ceil((3.0 * math.sqrt(rate * slots / capacity) + 3.0) / slots) + 1
+    high = low + math.ceil((3.0 * root + 3.0) / slots) + 1
+    if at_least >= high:
+        return at_least
+    # What is asked for first is whether `at_least` is enough already; then the interval is halved.
+    middle = at_least if at_least > low else (low + high) // 2
     while high - low > 1:
-        middle = (low + high) // 2
-        if late_share(rate, middle, capacity, slots, wait_s) > share:
+        spare = middle * slots - load
+        if spare <= 0.0:
             low = middle
         else:
-            high = middle
+            # Who waits at all is told only where even all of them might be too many.
+            late = math.exp(-spare * wait_s / service_s)
+            if late > share and _waiting(spare / root) * late > share:
+                low = middle
+            elif middle == at_least:
+                return at_least
+            else:
+                high = middle
+        middle = (low + high) // 2
     return high

@@ -77,10 +77,6 @@ class State(NamedTuple):
         return cls(started=now, silent_from=now, silent_until=now, active_at=now, history=forecast.begin(now, phase))
 
 
-SEEN = State._fields.index("wanted")
-"""The fields before this one are `observe`'s, the rest `recommend`'s."""
-
-
 def standing(state: State, supply: Supply, now: float) -> int:
     """The count that a change starts from.
 
@@ -117,55 +113,72 @@ def doubt(state: State, sample: Sample, now: float) -> tuple[Sample, float | Non
 
 def observe(state: State, supply: Supply, sample: Sample, current: int, limit: int, now: float) -> State:
     """The state with one sample more; decides nothing."""
-    silent_from, silent_until = state.silent_from, state.silent_until
-    if is_active(sample) or supply.ready > state.ready:
+    (
+        started,
+        history,
+        marks,
+        levels,
+        silent_from,
+        silent_until,
+        strained_from,
+        was_ready,
+        flying,
+        balance,
+        learned,
+        known_starts,
+        lost_at,
+        active_at,
+        onsets,
+        rhythm,
+        silences,
+        *decided,
+    ) = state
+    ready, starting = supply.ready, supply.starting
+    dt, arrivals, in_flight, queued = sample.dt, sample.arrivals, sample.in_flight, sample.queued
+    active = is_active(sample)
+    if active or ready > was_ready:
         silent_from = silent_until = now
-    elif sample.arrivals is not None and sample.in_flight is not None and sample.queued is not None:
-        begin = now - max(0.0, sample.dt)
+    elif arrivals is not None and in_flight is not None and queued is not None:
+        begin = now - max(0.0, dt)
         if begin > silent_until + _SILENCE_GAP_S:
             silent_from = begin
         silent_until = now
-    active_at, onsets, rhythm, silences = state.active_at, state.onsets, state.rhythm, state.silences
-    if is_active(sample):
+    if active:
         silences = keepalive.remember(silences, now - active_at)
         if now - active_at > timer.SILENCE_S:
             onsets = timer.remember(onsets, now)
             rhythm = timer.rhythm(onsets)
         active_at = now
-    flying, balance = state.flying, state.balance
-    if sample.arrivals is not None and sample.in_flight is not None and sample.dt >= 0.5:
-        flying = sample.in_flight + (sample.queued or 0.0)
-        # Requests that were refused may never be counted as completed: what is in flight bounds the balance.
-        balance = max(0.0, min(balance + sample.arrivals - (sample.completions or 0), 2.0 * flying + 10.0))
-    learned = state.learned
-    if (
-        sample.arrivals is not None
-        and sample.completions is not None
-        and sample.in_flight is not None
-        and sample.dt > 0
-    ):
-        learned = capacity.observe(
-            learned, sample.completions, sample.in_flight, supply.boost, supply.ready, limit, sample.dt, now
-        )
-    lost_at = state.lost_at
-    if supply.ready < state.ready and supply.ready + supply.starting >= state.ready + len(state.starts.pending):
+    if arrivals is not None and in_flight is not None:
+        if dt >= 0.5:
+            flying = in_flight + (queued or 0.0)
+            # Requests that were refused may never be counted as completed: what is in flight bounds the balance.
+            balance = max(0.0, min(balance + arrivals - (sample.completions or 0), 2.0 * flying + 10.0))
+        if dt > 0 and sample.completions is not None:
+            learned = capacity.observe(learned, sample.completions, in_flight, supply.boost, ready, limit, dt, now)
+    if ready < was_ready and ready + starting >= was_ready + len(known_starts.pending):
         lost_at = now
-    known_starts = starts.observe(state.starts, supply.ready, supply.starting, now)
-    horizon_s = starts.expected_s(known_starts, supply.expected_ready_s) + REACTION_S
-    strained_from = state.strained_from
-    if supply.starting or not 0 < current <= supply.ready or (sample.queued is not None and sample.queued < 1.0):
+    known_starts = starts.observe(known_starts, ready, starting, now)
+    if starting or not 0 < current <= ready or (queued is not None and queued < 1.0):
         strained_from = None
-    elif sample.queued is not None and (strained_from is None or supply.ready > state.ready):
+    elif queued is not None and (strained_from is None or ready > was_ready):
         strained_from = now
+    marks = window.add(marks, sample, now)
+    if now >= history.ends:
+        arrived, covered_s = (marks[-1].arrivals, marks[-1].covered) if marks else (0.0, 0.0)
+        horizon_s = starts.expected_s(known_starts, supply.expected_ready_s) + REACTION_S
+        history = forecast.observe(history, arrived, covered_s, horizon_s, now)
+    if levels or sample.cpu or sample.memory or sample.device_memory:
+        levels = window.measure(levels, sample, supply, now)
     seen = (
-        state.started,
-        forecast.observe(state.history, sample.arrivals, sample.dt, horizon_s, now),
-        window.add(state.marks, sample, now),
-        window.measure(state.levels, sample, supply, now),
+        started,
+        history,
+        marks,
+        levels,
         silent_from,
         silent_until,
         strained_from,
-        supply.ready,
+        ready,
         flying,
         balance,
         learned,
@@ -176,4 +189,4 @@ def observe(state: State, supply: Supply, sample: Sample, current: int, limit: i
         rhythm,
         silences,
     )
-    return State._make((*seen, *state[SEEN:]))
+    return State._make((*seen, *decided))

@@ -6,7 +6,6 @@ Times are seconds on the caller's clock; rates are requests per second; percenta
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from datetime import tzinfo
 from typing import Literal, NamedTuple
@@ -174,7 +173,8 @@ class SignalReading(NamedTuple):
     up: float = 0.0
     """Fractional replicas that it is certain enough are needed to add some."""
     down: float = 0.0
-    """Those that must stay when some are removed."""
+    """Those that must stay when some are removed; infinite with `replicas` None: nothing was measured where something
+    should have been."""
     is_exact: bool = False
     """It carries its own margin, so no tolerance applies."""
 
@@ -182,11 +182,6 @@ class SignalReading(NamedTuple):
     def note(self) -> str:
         """What was seen, in words."""
         return text(self.words)
-
-    @property
-    def is_missing(self) -> bool:
-        """Nothing was measured where something should have been."""
-        return self.replicas is None and math.isinf(self.down)
 
 
 class Recommendation(NamedTuple):

@@ -16,6 +16,7 @@ rate having risen (the conditional test of two Poisson rates; Przyborowski and W
 from __future__ import annotations
 
 import math
+from operator import sub
 from typing import NamedTuple
 
 from autoscaler.types import MetricName, Sample, Supply
@@ -70,7 +71,7 @@ def add(marks: Marks, sample: Sample, now: float) -> Marks:
     """The marks with one sample more, and without those that no window needs any longer."""
     if sample.arrivals is None:
         return marks
-    seconds = max(0.0, sample.dt)
+    seconds = sample.dt if sample.dt > 0.0 else 0.0
     begin = now - seconds
     if not marks:
         marks = (Mark(begin, begin),)
@@ -102,9 +103,11 @@ def both(marks: Marks, now: float) -> tuple[Totals, Totals]:
     first = 0
     while first < last and marks[first + 1].end <= oldest:
         first += 1
-    middle = last
-    while middle > first and marks[middle].end > start:
-        middle -= 1
+    for middle in range(last, first, -1):
+        if marks[middle][0] <= start:
+            break
+    else:
+        middle = first
     return _since(marks, first, oldest), _since(marks, middle, start)
 
 
@@ -112,28 +115,12 @@ def _since(marks: Marks, index: int, at: float) -> Totals:
     """Sums from `at` on, before which the mark of that index is the last (or it is the first of all)."""
     if index + 1 >= len(marks):
         return _NOTHING
-    _, _, covered, arrivals, worked, completions, loaded, in_flight, queued = marks[index]
-    _, _, covered_now, arrivals_now, worked_now, completions_now, loaded_now, in_flight_now, queued_now = marks[-1]
-    following = marks[index + 1]
-    begin = following.begin
+    before: tuple[float, ...] = marks[index][2:]
+    end, begin, *following = marks[index + 1]
     if begin < at:
-        share = (at - begin) / (following.end - begin)
-        covered += share * (following.covered - covered)
-        arrivals += share * (following.arrivals - arrivals)
-        worked += share * (following.worked - worked)
-        completions += share * (following.completions - completions)
-        loaded += share * (following.loaded - loaded)
-        in_flight += share * (following.in_flight - in_flight)
-        queued += share * (following.queued - queued)
-    return Totals(
-        covered_now - covered,
-        arrivals_now - arrivals,
-        worked_now - worked,
-        completions_now - completions,
-        loaded_now - loaded,
-        in_flight_now - in_flight,
-        queued_now - queued,
-    )
+        share = (at - begin) / (end - begin)
+        before = tuple([total + share * (then - total) for total, then in zip(before, following, strict=True)])
+    return Totals._make(map(sub, marks[-1][2:], before))
 
 
 class Usage(NamedTuple):
@@ -217,13 +204,15 @@ class Estimate(NamedTuple):
 
 def rate(stable: Totals, short: Totals) -> Estimate:
     """Arrivals a second: the stable estimate, or the short one where the rate has risen beyond chance."""
-    slow = stable.arrivals / max(stable.covered, SHORT_S)
-    fast = short.arrivals / max(short.covered, SHORT_S)
-    part = short.covered / stable.covered if stable.covered > 0 else 1.0
-    if fast > slow and part < 1.0:
+    covered, arrivals, _, _, _, _, _ = stable
+    covered_short, arrivals_short, _, _, _, _, _ = short
+    slow = arrivals / (covered if covered > SHORT_S else SHORT_S)
+    fast = arrivals_short / (covered_short if covered_short > SHORT_S else SHORT_S)
+    if fast > slow:
+        part = covered_short / covered if covered > 0.0 else 1.0
         # Half an arrival is the continuity correction, which matters where arrivals are few.
-        excess = short.arrivals - stable.arrivals * part - 0.5
-        if excess > NOISE_Z * math.sqrt(stable.arrivals * part * (1.0 - part)):
+        excess = arrivals_short - arrivals * part - 0.5
+        if part < 1.0 and excess > NOISE_Z * math.sqrt(arrivals * part * (1.0 - part)):
             return Estimate(fast, SHORT_S, slow)
     return Estimate(slow, STABLE_S)
 

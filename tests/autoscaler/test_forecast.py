@@ -8,11 +8,14 @@ from autoscaler import forecast
 
 
 def feed(rates, horizon_s=30.0, history=None, now=0.0):
-    """A history after one report a second."""
+    """A history after one report a second, None a missing one."""
     history = history or forecast.begin(now)
+    arrivals, covered_s = history.arrivals, history.covered
     for rate in rates:
         now += 1.0
-        history = forecast.observe(history, rate, 1.0, horizon_s, now)
+        if rate is not None:
+            arrivals, covered_s = arrivals + rate, covered_s + 1.0
+        history = forecast.observe(history, arrivals, covered_s, horizon_s, now)
     return history, now
 
 

@@ -51,10 +51,11 @@ def test_what_was_learned_is_known_at_once_on_another_clock() -> None:
 def test_arrivals_go_on_from_where_they_were() -> None:
     """The phases of periods stay in place across the gap, so the forecast is the one that would have been made."""
     back = recall(KEPT, 50.0, 0.0)
-    there, here = LIVED.history, back.history
+    there, here, total = LIVED.history, back.history, LIVED.marks[-1]
     for second in range(1, 60):
-        there = forecast.observe(there, 2.0, 1.0, 30.0, ENDED + second)
-        here = forecast.observe(here, 2.0, 1.0, 30.0, 50.0 + second)
+        arrivals, covered_s = 2.0 * second, 1.0 * second
+        there = forecast.observe(there, total.arrivals + arrivals, total.covered + covered_s, 30.0, ENDED + second)
+        here = forecast.observe(here, arrivals, covered_s, 30.0, 50.0 + second)
     a, b = forecast.latest(there), forecast.latest(here)
     assert a is not None and b is not None
     assert (a.middle, a.high) == pytest.approx((b.middle, b.high))
