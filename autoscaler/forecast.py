@@ -53,6 +53,8 @@ _PERIODIC_AFTER = 10
 """Errors after which a periodic expert has a say."""
 _KEPT = 1081
 """Sums kept: three hours."""
+_MOST_KEPT = _KEPT + 360
+"""Before the older ones are dropped: it takes as long as a forecast, so it is done once an hour."""
 _LONGEST_S = 600.0
 
 
@@ -124,7 +126,7 @@ def observe(history: History, arrivals: float, covered_s: float, horizon_s: floa
         return filled
     for _ in range(min(missed + 1, _KEPT)):
         past.append(past[-1] + level)
-    if len(past) > _KEPT:
+    if len(past) > _MOST_KEPT:
         past = array("d", [s - past[-_KEPT] for s in past[-_KEPT:]])
     buckets = history.buckets + missed + 1
     if past[-1] == past[0]:

@@ -229,6 +229,7 @@ def timers(seed: int, *, quick: bool) -> dict[str, Bar]:
     for minutes, hours in ((5, 24), (30, 96), (60, 168)):
         if quick and minutes > 5:
             continue
+        hours = 16 if quick else hours
         counts = np.zeros(hours * 360)
         for k in range(hours * 60 // minutes - 1):
             counts[int((k + 0.5) * minutes * 6 + rng.uniform(-1.0, 1.0))] += 20.0
