@@ -40,7 +40,10 @@ def cures(inventory: Inventory, refused: NoFit, *, fixed: Collection[str] = (), 
     moves = None if permanent or most < 1 else make_room(inventory, request, fixed=fixed, most=most)
     bigger = None
     if any(r.reason == "too-large" for r in refused.refusals):
-        bigger = f"a device with {request.memory_mib:,} MiB usable and {request.compute}% compute would take it"
+        such = f"{request.memory_mib:,} MiB usable and {request.compute}% compute"
+        bigger = f"a device with {such} would take it"
+        if request.devices > 1:
+            bigger = f"a node with {request.devices} devices of {such} would take it"
     return Cures(moves, _smaller(inventory, request) if request.devices == 1 else None, bigger)
 
 

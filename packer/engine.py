@@ -62,6 +62,8 @@ class Rack:
     cpu_milli: int
     host_memory_mib: int
     bays: tuple[Bay, ...]
+    links: str = ""
+    """How its devices are linked: a text that nodes linked alike share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +222,9 @@ class Engine:
         if shape.memory_mib:
             devices &= self.memory.take(nodes, 0) >= shape.memory_mib
             sure = False
+        if shape.whole:
+            devices &= self.memory.take(nodes, 0) == self.usable.take(nodes, 0)
+            sure = False
         if shape.mechanism and len(self._mechanisms) > (shape.mechanism in self._mechanisms):
             bound = self.bound.take(nodes, 0)
             devices &= (bound == 0) | (bound == self._number(shape.mechanism))
@@ -254,6 +259,17 @@ class Engine:
             if len(tied) > 1:
                 node = int(tied[self.sig[tied].argmin()])
         return Spot(node, self.devices_for(column, node))
+
+    def best_of(self, shape: Shape, nodes: Array) -> int:
+        """The best by the policy of these nodes, on all of which the shape fits."""
+        column = self.refresh(shape)
+        unsure = nodes[column.unknown[nodes] | column.old[nodes]]
+        if len(unsure) > _AT_ONCE:
+            unsure = unsure[np.lexsort((self.sig[unsure], self.free[unsure]))[:_AT_ONCE]]
+        fit, devices = self.fits(column, unsure)
+        self._evaluate(column, fit, devices)
+        column.unknown[fit] = False
+        return int(nodes[np.lexsort((self.sig[nodes], column.cost[nodes]))[0]])
 
     def refresh(self, shape: Shape) -> Column:
         """The shape's column, brought up to date: exact in what fits, and in the costs of all that may be best."""
@@ -365,7 +381,8 @@ class Engine:
             if shape.mechanism:
                 users = self._users[node, d] = self._users.get((node, d), 0) + sign
                 self.bound[node, d] = self._number(shape.mechanism) if users else 0
-            memory, usable = self.memory.item(node, d) - sign * shape.memory_mib, self.usable.item(node, d)
+            usable = self.usable.item(node, d)
+            memory = self.memory.item(node, d) - sign * (usable if shape.whole else shape.memory_mib)
             if memory != usable:
                 level = min(level, 100 * memory // max(usable, 1))
             # Devices that were declared smaller while in use may be far over; below zero all is alike.
@@ -413,7 +430,7 @@ def canonical(rack: Rack) -> str:
     bays = [
         (b.model, b.memory_mib, b.compute, b.max_clients, sorted(b.labels), sorted(b.mechanisms)) for b in rack.bays
     ]
-    return repr((rack.cpu_milli, rack.host_memory_mib, sorted(bays)))
+    return repr((rack.cpu_milli, rack.host_memory_mib, sorted(bays), *([rack.links] if rack.links else [])))
 
 
 def _stable(text: str) -> int:

@@ -29,6 +29,7 @@ Reason = Literal[
     "host-cpu",
     "host-memory",
     "slots",
+    "occupied",
     "devices",
     "mixed",
     "unhealthy",
@@ -40,6 +41,8 @@ Reason = Literal[
 #: From what the next departure may cure to what nothing cures.
 REASONS: Final[tuple[Reason, ...]] = get_args(Reason)
 _RANK: Final[Mapping[str, int]] = {reason: rank for rank, reason in enumerate(REASONS)}
+#: What no departure cures.
+_PERMANENT: Final[frozenset[Reason]] = frozenset({"model", "label", "mechanism", "too-large"})
 #: Of a Device that is refused for one of these, what is free does not count.
 _OUT_OF_REACH: Final[frozenset[Reason]] = frozenset({"model", "label", "mechanism", "unhealthy"})
 _NODES_NAMED: Final = 3
@@ -68,6 +71,12 @@ def check_request(request: SliceRequest) -> None:
             request.limit_mib >= request.memory_mib,
             f"give at least the guarantee of {request.memory_mib}",
         ),
+        (
+            "whole",
+            request.whole,
+            not request.whole or (request.devices > 1 and request.compute == 100 and request.mechanism != "mig"),
+            "ask for several devices and 100 percent of each, not by MIG",
+        ),
     ):
         if not ok:
             raise ValueError(f"slice of {request.id!r}: {field}: {value} is out of range; {mend}")
@@ -90,10 +99,13 @@ def obstacles(tally: DeviceTally, request: SliceRequest) -> tuple[Obstacle, ...]
     if not device.healthy or not host.node.schedulable:
         return (Obstacle("unhealthy"),)
     found: list[Obstacle] = []
-    if request.memory_mib > tally.free_mib:
-        found.append(Obstacle("memory", request.memory_mib - tally.free_mib))
-    if request.compute > tally.free_compute:
-        found.append(Obstacle("compute", request.compute - tally.free_compute))
+    if request.whole and tally.requests:
+        found.append(Obstacle("occupied"))
+    else:
+        if request.memory_mib > tally.free_mib:
+            found.append(Obstacle("memory", request.memory_mib - tally.free_mib))
+        if request.compute > tally.free_compute:
+            found.append(Obstacle("compute", request.compute - tally.free_compute))
     if tally.free_clients < 1:
         found.append(Obstacle("clients", 1 - tally.free_clients))
     if (cpu := host.free_cpu_milli) is not None and request.cpu_milli > cpu:
@@ -133,26 +145,41 @@ def refuse(tallies: Iterable[DeviceTally], request: SliceRequest) -> NoFit:
 def refuse_several(tallies: Iterable[DeviceTally], request: SliceRequest) -> NoFit:
     """Why no Node has as many Devices as the request needs; like `refuse`, to be asked only once that is known."""
     classes: dict[tuple[object, ...], list[DeviceTally]] = {}
+    ever: Counter[str] = Counter()
+    now: Counter[str] = Counter()
     for tally in tallies:
         classes.setdefault(_class_of(tally.device), []).append(tally)
-    refusals = []
-    for members in classes.values():
-        able = Counter(t.device.node for t in members if not obstacles(t, request))
-        if not able:
-            refusals.append(_refusal(members, request))
-            continue
-        first, most = members[0].device, max(able.values())
-        refusals.append(
-            ClassRefusal(
-                device_class=first.model,
-                devices=len(members),
-                reason="devices",
-                text=f"{len(members)} x {first.model} of {first.memory_mib:,} MiB ({_where(members)}): the slice needs "
-                f"{request.devices} devices of one node, and at most {most} of a node have room",
-            )
-        )
+        reasons = {o.reason for o in obstacles(tally, request)}
+        now[tally.device.node] += not reasons
+        ever[tally.device.node] += not reasons & _PERMANENT
+    refusals = [_refusal_of_several(members, request, ever, now) for members in classes.values()]
     refusals.sort(key=lambda r: (_RANK[r.reason], r.missing_mib, r.missing_compute, r.text))
     return NoFit(request, tuple(refusals))
+
+
+def _refusal_of_several(
+    members: Sequence[DeviceTally], request: SliceRequest, ever: Mapping[str, int], now: Mapping[str, int]
+) -> ClassRefusal:
+    """`ever` and `now` are how many devices of each node could take a slice of the request."""
+    reasons = [{o.reason for o in obstacles(t, request)} for t in members]
+    able = [t for t, found in zip(members, reasons, strict=True) if not found]
+    fitting = [t for t, found in zip(members, reasons, strict=True) if not found & _PERMANENT]
+    most_ever = max((ever[t.device.node] for t in fitting), default=0)
+    reason: Reason = "devices"
+    if 0 < most_ever < request.devices:
+        reason, count = "too-large", f"no such node has more than {most_ever}"
+    elif able:
+        count = f"at most {max(now[t.device.node] for t in able)} of a node have room"
+    else:
+        return _refusal(members, request)
+    first = members[0].device
+    return ClassRefusal(
+        device_class=first.model,
+        devices=len(members),
+        reason=reason,
+        text=f"{len(members)} x {first.model} of {first.memory_mib:,} MiB ({_where(members)}): the slice needs "
+        f"{request.devices} devices of one node, and {count}",
+    )
 
 
 def _class_of(device: Device) -> tuple[object, ...]:
@@ -212,7 +239,7 @@ def _refusal(members: Sequence[DeviceTally], request: SliceRequest) -> ClassRefu
         device_class=first_device.model,
         devices=len(members),
         reason=nearest[1],
-        missing_mib=min((max(0, request.memory_mib - t.free_mib) for t in counted), default=0),
+        missing_mib=min((max(0, request.takes_mib(t.device) - t.free_mib) for t in counted), default=0),
         missing_compute=min((max(0, request.compute - t.free_compute) for t in counted), default=0),
         text=f"{len(members)} x {first_device.model} of {first_device.memory_mib:,} MiB ({_where(members)}): {detail}",
     )
@@ -265,6 +292,10 @@ def _phrase(reason: Reason, tallies: Sequence[DeviceTally], request: SliceReques
         case "slots":
             profiles = sorted({p.name for t in tallies for p in [_profile(t.device, request)] if p is not None})
             return f"no empty slots where {' or '.join(profiles)} may lie"
+        case "occupied":
+            least = min(len(t.requests) for t in tallies)
+            held = f"{least} slice{'s' if least > 1 else ''}"
+            return f"{best} holds {held}, and the request takes whole devices"
         case "devices":
             return f"fewer than {request.devices} devices of one node have room"
 

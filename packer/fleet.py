@@ -24,9 +24,13 @@ from packer.engine import UNBOUNDED, Bay, Column, Engine, Rack, Spot
 from packer.inventory import Alternative, Device, Inventory, Move, MovePlan, Node, Placement, SliceRequest
 from packer.mix import Mix, Shape, shape_of
 from packer.tenants import Tenant, Tenants
-from packer.topology import Links
+from packer.topology import Links, links_of
 
 _ALTERNATIVES: Final = 3
+_AVOIDED: Final = 1_000
+"""Replicas of the group that an avoided device counts for."""
+_BITS: Final = 40
+"""Devices of a node up to which a set of them is a machine's integer."""
 
 
 class Fleet:
@@ -43,9 +47,13 @@ class Fleet:
         self.nodes: tuple[Node, ...] = tuple(n for n in inventory.nodes if by_node[n.name])
         self.devices = tuple(tuple(by_node[n.name]) for n in self.nodes)
         self._index = {d.id: (i, j) for i, row in enumerate(self.devices) for j, d in enumerate(row)}
-        racks = [_rack(nodes[n.name], row) for n, row in zip(self.nodes, self.devices, strict=True)]
-        self._links = [Links(row) for row in self.devices]
+        self._links = [links_of(row) for row in self.devices]
         self._linked = any(links.any for links in self._links)
+        kinds = {id(links): links for links in self._links}
+        self._link_kinds = tuple(kinds.values())
+        number = {key: k for k, key in enumerate(kinds)}
+        self._link_kind = [number[id(links)] for links in self._links]
+        racks = [_rack(nodes[n.name], row, k) for n, row, k in zip(self.nodes, self.devices, self._links, strict=True)]
         self._policy = Adaptive(mix)
         self.engine = Engine(racks, self._policy)
         self.tenants = Tenants(self.engine)
@@ -194,7 +202,7 @@ class Fleet:
         key = _key(request.id)
         spot = Spot(spots[0][0], tuple(j for _, j in spots))
         # Whoever lies on linked devices stays there: moves look for room, not for links.
-        stays = request.id in self._fixed or self._links[spot.node].strength(spot.devices) > (0, 0)
+        stays = request.id in self._fixed or self._links[spot.node].strength(spot.devices)[0] > 0
         self.tenants.put(Tenant(key, shape_of(request), spot, not stays))
         self._placements[key] = placement
         self._count(placement, 1)
@@ -210,20 +218,15 @@ class Fleet:
 
     def _best(self, request: SliceRequest, shape: Shape, column: Column) -> Spot | None:
         by_links = self._linked and shape.devices > 1
-        special = by_links or bool(request.avoid) or (self._spread and bool(self._group_on_node.get(request.group)))
-        if not special:
-            return self.engine.best(shape)
-        cost = column.cost
         held = self._group_on_node.get(request.group, Counter())
         crowded = {i for i, n in held.items() if n > 0} if self._spread else set()
         crowded |= {self._index[d][0] for d in request.avoid if d in self._index}
-        looked = range(len(cost)) if by_links else sorted(crowded)
-        if not by_links:
-            clean = self.engine.best(shape, crowded) if crowded else self.engine.best(shape)
-            if clean is not None:
-                return clean
+        clean = self._best_linked(request, shape, crowded) if by_links else self.engine.best(shape, crowded)
+        if clean is not None:
+            return clean if by_links or not self._linked else self._loose(shape, clean)
+        cost = column.cost
         options = []
-        for i in looked:
+        for i in sorted(crowded):
             if (spot := self._on(request, shape, i)) is None:
                 continue
             rank = (
@@ -237,6 +240,42 @@ class Fleet:
             options.append((rank, spot))
         return min(options, key=lambda o: o[0])[1] if options else None
 
+    def _best_linked(self, request: SliceRequest, shape: Shape, shut: Collection[int]) -> Spot | None:
+        """On the node whose devices with room are linked best; of nodes as good, where it costs least."""
+        engine = self.engine
+        nodes = np.arange(len(self.nodes))
+        nodes, fits = engine.fits(engine.column(shape), np.setdiff1d(nodes, list(shut)) if shut else nodes)
+        if not len(nodes):
+            return None
+        width = fits.shape[1]
+        kind = np.int64 if width <= _BITS else object
+        masks = fits.astype(kind) @ np.array([1 << j for j in range(width)], kind)
+        masks += np.array(self._link_kind, kind)[nodes] * (1 << width)
+        alike, which = np.unique(masks, return_inverse=True)
+        bits = (1 << width) - 1
+        ranks = [self._link_kinds[m >> width].rank(m & bits, shape.devices) for m in map(int, alike)]
+        best = engine.best_of(shape, nodes[np.array(ranks, np.int64)[which] == max(ranks)])
+        return self._on(request, shape, best)
+
+    def _loose(self, shape: Shape, spot: Spot, able: Sequence[int] | None = None) -> Spot:
+        """Of devices of the node that are empty and alike the one that others need least for their links.
+
+        `able` are those that may be taken; None: all that the shape fits.
+        """
+        engine, i = self.engine, spot.node
+        if not self._links[i].any or len(spot.devices) != 1:
+            return spot
+        (device,) = spot.devices
+        empty = (engine.level[i] == engine.whole[i]) & (engine.whole[i] > 0)
+        if not empty[device]:
+            return spot
+        if able is None:
+            able = engine.fits(engine.column(shape), np.array([i]))[1][0].nonzero()[0].tolist()
+        alike = [j for j in able if empty[j] and engine.kind[i, j] == engine.kind[i, device]]
+        if len(alike) > 1:
+            device = self._links[i].loosest(alike, empty.nonzero()[0].tolist(), self._state(i))
+        return Spot(i, (device,))
+
     def _on(self, request: SliceRequest, shape: Shape, i: int) -> Spot | None:
         """Where on this node the request goes: avoided devices last, spread, then linked ones, then the fullest."""
         engine = self.engine
@@ -246,15 +285,20 @@ class Fleet:
         if not shape.devices:
             return Spot(i, ())
         engine.spot_on(shape, i)
+        siblings = self._group_on_device if self._spread else Counter[tuple[str, int, int]]()
+        burden = [
+            _AVOIDED * (d.id in request.avoid) + siblings[request.group, i, j] for j, d in enumerate(self.devices[i])
+        ]
+        able, state = [int(j) for j in fits[0].nonzero()[0]], self._state(i)
+        if shape.devices == 1:
+            fullest = min(able, key=lambda j: (burden[j], state[j]))
+            return self._loose(shape, Spot(i, (fullest,)), [j for j in able if burden[j] == burden[fullest]])
+        return Spot(i, self._links[i].best(able, shape.devices, burden, state))
 
-        def worse(chosen: tuple[int, ...]) -> tuple[tuple[int, int], list[tuple[int, int]]]:
-            avoided = sum(self.devices[i][j].id in request.avoid for j in chosen)
-            siblings = sum(self._group_on_device[request.group, i, j] for j in chosen)
-            keys = [(int(engine.level[i, j]), int(engine.device_sig[i, j])) for j in chosen]
-            return (avoided, siblings if self._spread else 0), sorted(keys)
-
-        able = [int(j) for j in fits[0].nonzero()[0]]
-        return Spot(i, self._links[i].best(able, shape.devices, worse))
+    def _state(self, i: int) -> list[tuple[int, int]]:
+        """What each device of the node holds, the fullest least."""
+        count, engine = len(self.devices[i]), self.engine
+        return list(zip(engine.level[i, :count].tolist(), engine.device_sig[i, :count].tolist(), strict=True))
 
     def _at(self, request: SliceRequest, spot: Spot, why: str) -> Placement:
         ids = [self.devices[spot.node][j].id for j in spot.devices]
@@ -271,28 +315,42 @@ class Fleet:
         compute = int(self.engine.compute[node, j]) - request.compute
         least = float(cost[node])
         held = self._group_on_node.get(request.group, Counter())
+        apart_from = request.group if any(held.values()) and not held[node] else ""
+        if len(ids) > 1:
+            why = words.several_taken(count, least, self._joined(spot), apart_from)
+        else:
+            why = words.taken(count, least, left, compute, apart_from)
         return Placement(
             request,
             ids[0],
             self.nodes[node].name,
             score=-least,
-            why=words.taken(
-                count, least, left, compute, request.group if any(held.values()) and not held[node] else ""
-            ),
+            why=why,
             alternatives=tuple(
-                Alternative(
-                    (other := self.devices[n][int(column.device[n])].id),
-                    -float(cost[n]),
-                    words.passed_over(float(cost[n]), least, held[n], request.group, other in request.avoid),
-                )
+                self._alternative(request, n, int(column.device[n]), float(cost[n]), least, held[n])
                 for n in others[:_ALTERNATIVES]
                 if np.isfinite(cost[n])
             ),
             more_devices=tuple(ids[1:]),
         )
 
+    def _joined(self, spot: Spot) -> str:
+        return self._links[spot.node].words(spot.devices) if self._linked else f"{len(spot.devices)} devices"
 
-def _rack(node: Node, devices: Sequence[Device]) -> Rack:
+    def _alternative(
+        self, request: SliceRequest, node: int, device: int, cost: float, least: float, siblings: int
+    ) -> Alternative:
+        other = self.devices[node][device].id
+        if request.devices > 1:
+            spot = self._on(request, shape_of(request), node)
+            linked = f"{self._joined(spot)}; " if spot is not None and self._linked else ""
+            why = words.passed_over(cost, least, siblings, request.group, avoided=False)
+            return Alternative(f"node {self.nodes[node].name}", -cost, linked + why)
+        avoided = other in request.avoid
+        return Alternative(other, -cost, words.passed_over(cost, least, siblings, request.group, avoided))
+
+
+def _rack(node: Node, devices: Sequence[Device], links: Links) -> Rack:
     host = frozenset(node.labels.items())
     bays = tuple(
         Bay(
@@ -309,6 +367,7 @@ def _rack(node: Node, devices: Sequence[Device]) -> Rack:
         UNBOUNDED if node.cpu_milli is None else node.cpu_milli,
         UNBOUNDED if node.memory_mib is None else node.memory_mib,
         bays,
+        links.signature,
     )
 
 

@@ -7,10 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from types import MappingProxyType
 
 _NO_LABELS: Mapping[str, str] = MappingProxyType({})
 _NO_LINKS: Mapping[str, int] = MappingProxyType({})
+
+
+class Distance(IntEnum):
+    """How far apart two Devices of a Node are over PCIe: the words of `nvidia-smi topo -m`, the numbers of NVML."""
+
+    BOARD = 0
+    """Both on one board."""
+    PIX = 10
+    """One PCIe switch between them."""
+    PXB = 20
+    """Several PCIe switches, and no host bridge."""
+    PHB = 30
+    """A PCIe host bridge, which mostly is the CPU."""
+    NODE = 40
+    """Host bridges of one NUMA node."""
+    SYS = 50
+    """The interconnect between NUMA nodes."""
+
+
+_NO_DISTANCES: Mapping[str, Distance] = MappingProxyType({})
 
 
 def _no_labels() -> Mapping[str, str]:
@@ -20,6 +41,10 @@ def _no_labels() -> Mapping[str, str]:
 
 def _no_links() -> Mapping[str, int]:
     return _NO_LINKS
+
+
+def _no_distances() -> Mapping[str, Distance]:
+    return _NO_DISTANCES
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +76,8 @@ class Device:
     healthy: bool = True
     links: Mapping[str, int] = field(default_factory=_no_links)
     """By the id of another Device of the Node: how strong the direct link is (number of NVLinks); PCIe alone is 0."""
+    distances: Mapping[str, Distance] = field(default_factory=_no_distances)
+    """By the id of another Device of the Node; one that is absent is not known and counts as SYS."""
 
     @property
     def usable_mib(self) -> int:
@@ -83,11 +110,18 @@ class SliceRequest:
     """Device ids to use only where nothing else fits (a start there failed lately)."""
     devices: int = 1
     """Slices alike, each on a Device of its own, all on one Node."""
+    whole: bool = False
+    """Of several Devices: they are taken whole. The Instance has all the usable memory of each, which is `memory_mib`
+    at least, all their compute, and nobody beside it."""
 
     @property
     def limit_mib(self) -> int:
         """MiB the Instance may grow to."""
         return self.memory_mib if self.memory_limit_mib is None else self.memory_limit_mib
+
+    def takes_mib(self, device: Device) -> int:
+        """MiB that the Instance is guaranteed on a Device of its own."""
+        return device.usable_mib if self.whole else self.memory_mib
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +192,8 @@ class ClassRefusal:
     device_class: str
     devices: int
     reason: str
-    """One of: model, label, mechanism, memory, compute, clients, host-cpu, host-memory, slots, devices, unhealthy,
-    too-large, mixed."""
+    """One of: model, label, mechanism, memory, compute, clients, host-cpu, host-memory, slots, occupied, devices,
+    unhealthy, too-large, mixed."""
     missing_mib: int = 0
     """Smallest shortfall of free memory over the class."""
     missing_compute: int = 0

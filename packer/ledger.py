@@ -193,7 +193,7 @@ class Ledger:
         held = [e for e in self.entries.values() if device in e.placement.all_devices]
         return Balance(
             usable_mib=found.usable_mib,
-            guaranteed_mib=sum(e.placement.request.memory_mib for e in held),
+            guaranteed_mib=sum(e.placement.request.takes_mib(found) for e in held),
             loaned_mib=sum(e.loaned_mib for e in held),
             compute=sum(e.placement.request.compute for e in held),
             clients=len(held),

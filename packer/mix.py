@@ -29,6 +29,8 @@ class Shape:
     labels: frozenset[tuple[str, str]] = frozenset()
     mechanism: str = ""
     """Empty is any."""
+    whole: bool = False
+    """All of each device: its usable memory, which is `memory_mib` at least, and nobody beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ def shape_of(request: SliceRequest) -> Shape:
         device_models=request.device_models,
         labels=frozenset(request.labels.items()),
         mechanism=request.mechanism,
+        whole=request.whole,
     )
 
 
@@ -78,4 +81,5 @@ def _key(shape: Shape) -> tuple[object, ...]:
         sorted(shape.device_models),
         sorted(shape.labels),
         shape.mechanism,
+        shape.whole,
     )

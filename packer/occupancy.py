@@ -13,12 +13,13 @@ from collections import Counter
 from collections.abc import Mapping
 
 from packer.inventory import Device, Inventory, MigInstance, Node, Placement, SliceRequest
+from packer.topology import Links, links_of
 
 
 class NodeTally:
     """What is taken of one Node's host, and the tallies of its Devices."""
 
-    __slots__ = ("cpu_milli", "devices", "groups", "host_memory_mib", "node")
+    __slots__ = ("_links", "cpu_milli", "devices", "groups", "host_memory_mib", "node")
 
     def __init__(self, node: Node) -> None:
         self.node = node
@@ -26,6 +27,14 @@ class NodeTally:
         self.host_memory_mib = 0
         self.groups: Counter[str] = Counter()
         self.devices: list[DeviceTally] = []
+        self._links: Links | None = None
+
+    @property
+    def links(self) -> Links:
+        """How its Devices are linked, numbered as in `devices`."""
+        if self._links is None:
+            self._links = links_of([t.device for t in self.devices])
+        return self._links
 
     @property
     def free_cpu_milli(self) -> int | None:
@@ -110,7 +119,7 @@ class Occupancy:
         for number, device in enumerate(placement.all_devices):
             if (tally := self.devices.get(device)) is None:
                 continue
-            tally.memory_mib += request.memory_mib
+            tally.memory_mib += request.takes_mib(tally.device)
             tally.compute += request.compute
             tally.groups[request.group] += 1
             tally.mechanisms[request.mechanism] += 1
@@ -129,7 +138,7 @@ class Occupancy:
         for number, device in enumerate(placement.all_devices):
             if (tally := self.devices.get(device)) is None:
                 continue
-            tally.memory_mib -= request.memory_mib
+            tally.memory_mib -= request.takes_mib(tally.device)
             tally.compute -= request.compute
             tally.groups[request.group] -= 1
             tally.mechanisms -= Counter({request.mechanism: 1})

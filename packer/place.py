@@ -20,7 +20,7 @@ from packer.fit import check_request, obstacles, refuse, refuse_several
 from packer.inventory import Alternative, Inventory, NoFit, Placement, SliceRequest
 from packer.occupancy import DeviceTally, NodeTally, Occupancy
 from packer.partition import place_mig, room_mig
-from packer.score import Score, score, settle
+from packer.score import Score, score, settle, signature
 
 if TYPE_CHECKING:
     from packer.fleet import Fleet
@@ -174,15 +174,10 @@ def place_into(occupancy: Occupancy, request: SliceRequest) -> Placement | None:
     The copy is not changed: `occupancy.add` takes the place. None where no Device has room.
     """
     check_request(request)
-    if request.devices > 1:
-        tallies, nodes = occupancy.devices.values(), occupancy.nodes.values()
-        there = Inventory(
-            tuple(n.node for n in nodes), tuple(t.device for t in tallies), tuple(occupancy.holders.values())
-        )
-        found = place(there, [request])[0]
-        return found if isinstance(found, Placement) else None
     if request.mechanism == "mig":
         return place_mig(occupancy, request)
+    if request.devices > 1:
+        return _place_several(occupancy, request)
     largest = max((t.device.usable_mib for t in occupancy.devices.values()), default=1)
     return _place_one(occupancy, request, max(1, largest))
 
@@ -228,6 +223,37 @@ def _place_one(occupancy: Occupancy, request: SliceRequest, largest_mib: int) ->
     )
 
 
+def _place_several(occupancy: Occupancy, request: SliceRequest) -> Placement | None:
+    """On the Node that has the best set: avoided devices last, spread, links, and then on the fullest."""
+    found: list[tuple[tuple[int, ...], list[DeviceTally]]] = []
+    for host in occupancy.nodes.values():
+        able = [n for n, tally in enumerate(host.devices) if not obstacles(tally, request)]
+        if len(able) < request.devices:
+            continue
+        avoided = [int(t.device.id in request.avoid) for t in host.devices]
+        siblings = [t.groups[request.group] for t in host.devices]
+        burden = [1_000 * a + s for a, s in zip(avoided, siblings, strict=True)]
+        state = [(t.free_compute, t.free_mib) for t in host.devices]
+        chosen = host.links.best(able, request.devices, burden, state)
+        rank = (
+            max(avoided[n] for n in chosen),
+            sum(siblings[n] for n in chosen),
+            host.groups[request.group],
+            *(-s for s in host.links.strength(chosen)),
+            len(able),
+        )
+        found.append((rank, [host.devices[n] for n in chosen]))
+    if not found:
+        return None
+    least = min(rank for rank, _ in found)
+    tied = [tallies for rank, tallies in found if rank == least]
+    first, *more = tied[0] if len(tied) == 1 else min(tied, key=lambda ts: sorted(signature(t) for t in ts))
+    why = f"{first.host.links.words([first.host.devices.index(t) for t in (first, *more)])} with room"
+    return Placement(
+        request, first.device.id, first.device.node, why=why, more_devices=tuple(t.device.id for t in more)
+    )
+
+
 def _why(best: Score, request: SliceRequest, candidates: int) -> str:
     lead = "the only device with room" if candidates == 1 else f"best of {candidates} devices with room"
     return f"{lead}: {best.why(request.group)}"
@@ -242,7 +268,11 @@ def _largest_mib(inventory: Inventory) -> int:
 
 
 def _node_room(host: NodeTally, request: SliceRequest) -> int:
-    count = sum(_device_room(tally, request) for tally in host.devices)
+    rooms = [count for tally in host.devices if (count := _device_room(tally, request))]
+    count = sum(rooms) // request.devices
+    # So many Instances use no device more often than there are of them.
+    while request.devices > 1 and sum(min(r, count) for r in rooms) < request.devices * count:
+        count -= 1
     for free, wanted in (
         (host.free_cpu_milli, request.cpu_milli),
         (host.free_host_memory_mib, request.host_memory_mib),
@@ -255,6 +285,8 @@ def _node_room(host: NodeTally, request: SliceRequest) -> int:
 def _device_room(tally: DeviceTally, request: SliceRequest) -> int:
     if obstacles(tally, request):
         return 0
+    if request.whole:
+        return 1
     count = min(tally.free_mib // request.memory_mib, tally.free_clients)
     if request.mechanism == "mig":
         count = min(count, room_mig(tally, request))

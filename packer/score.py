@@ -88,13 +88,23 @@ def score(tally: DeviceTally, request: SliceRequest, largest_mib: int) -> Score:
 
 
 def settle(tied: Sequence[DeviceTally]) -> DeviceTally:
-    """The one to take of Devices with equal scores: least signature, of mirror images the first."""
-    own = {id(tally): _device_signature(tally) for tally in tied}
+    """The one to take of Devices with equal scores: that which others need least for their links, then the least
+    signature, of mirror images the first."""
+    own = {id(tally): (_needed(tally), _device_signature(tally)) for tally in tied}
     least = min(own.values())
     alike = [tally for tally in tied if own[id(tally)] == least]
     hosts = {id(tally.host): tally.host for tally in alike}
     nodes = {key: _node_signature(host) for key, host in hosts.items()} if len(hosts) > 1 else {}
     return min(alike, key=lambda tally: nodes.get(id(tally.host), ()))
+
+
+def _needed(tally: DeviceTally) -> int:
+    """How well the Device is linked to others of its Node, if all are empty; 0 once it is in use."""
+    host = tally.host
+    if tally.requests or not host.links.any:
+        return 0
+    free = [n for n, t in enumerate(host.devices) if not t.requests]
+    return host.links.cut((host.devices.index(tally),), free)
 
 
 def signature(tally: DeviceTally) -> Signature:

@@ -233,9 +233,10 @@ class Tenants:
         """Who has to leave one device so that a slice of the shape fits there."""
         engine = self.engine
         compute = shape.compute - int(engine.compute[node, device])
-        memory = shape.memory_mib - int(engine.memory[node, device])
+        usable = int(engine.usable[node, device])
+        memory = (usable if shape.whole else shape.memory_mib) - int(engine.memory[node, device])
         clients = 1 - int(engine.clients[node, device])
-        if int(engine.whole[node, device]) < shape.compute or int(engine.usable[node, device]) < shape.memory_mib:
+        if int(engine.whole[node, device]) < shape.compute or usable < shape.memory_mib:
             return None
         gone: list[Tenant] = []
         rest = [t for t in here if self._may_go(t, chains)]
@@ -252,7 +253,7 @@ class Tenants:
             rest.remove(best)
             gone.append(best)
             compute -= best.shape.compute
-            memory -= best.shape.memory_mib
+            memory -= usable if best.shape.whole else best.shape.memory_mib
             clients -= 1
         return gone
 

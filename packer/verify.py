@@ -85,7 +85,7 @@ def verify_refusal(inventory: Inventory, refused: NoFit) -> list[str]:
         if not any(_reason_holds(refusal.reason, request, d, inventory) for d in members):
             problems.append(f"{refusal.device_class}: {refusal.reason} keeps the slice off none of its devices")
         if refusal.missing_mib and refusal.missing_mib not in {
-            request.memory_mib - (d.memory_mib - d.reserve_mib) + sum(r.memory_mib for r in _requests_on(inventory, d))
+            _takes(request, d) - (d.memory_mib - d.reserve_mib) + sum(_takes(r, d) for r in _requests_on(inventory, d))
             for d in members
         }:
             problems.append(f"{refusal.device_class}: on no device exactly {refusal.missing_mib} MiB are missing")
@@ -125,6 +125,11 @@ def _wrong(placement: Placement, device: Device, node: Node, fresh: bool) -> lis
         problems.append(f"limit {request.memory_limit_mib} MiB is below the guarantee of {request.memory_mib} MiB")
     if not 0 <= request.compute <= 100:
         problems.append(f"{request.compute}% is no share of a device's compute")
+    if request.whole and (request.compute != 100 or request.memory_mib > device.memory_mib - device.reserve_mib):
+        problems.append(
+            f"asks for whole devices with {request.memory_mib} MiB and {request.compute}%, "
+            f"{device.id} has {device.memory_mib - device.reserve_mib} MiB"
+        )
     if request.device_models and device.model not in request.device_models:
         problems.append(f"lies on model {device.model}, which it does not accept")
     for key, value in request.labels.items():
@@ -139,9 +144,16 @@ def _wrong(placement: Placement, device: Device, node: Node, fresh: bool) -> lis
     return problems
 
 
+def _takes(request: SliceRequest, device: Device) -> int:
+    """MiB of the device that the Instance has to itself."""
+    return device.memory_mib - device.reserve_mib if request.whole else request.memory_mib
+
+
 def _overfull_device(device: Device, held: list[Placement]) -> list[str]:
-    problems = []
-    memory = sum(p.request.memory_mib for p in held)
+    problems = [
+        f"{p.request.id} has it whole, and {len(held) - 1} more lie there" for p in held if p.request.whole and held[1:]
+    ]
+    memory = sum(_takes(p.request, device) for p in held)
     if memory > device.memory_mib - device.reserve_mib:
         problems.append(f"{memory} MiB guaranteed of {device.memory_mib} less {device.reserve_mib} MiB reserve")
     compute = sum(p.request.compute for p in held)
@@ -202,7 +214,7 @@ def _reason_holds(reason: str, request: SliceRequest, device: Device, inventory:
     cpu_limit, host_limit = node.cpu_milli, node.memory_mib
     match reason:
         case "memory":
-            return sum(r.memory_mib for r in here) + request.memory_mib > usable
+            return sum(_takes(r, device) for r in here) + request.memory_mib > usable
         case "compute":
             return sum(r.compute for r in here) + request.compute > min(device.compute, 100)
         case "clients":
@@ -228,9 +240,14 @@ def _reason_holds(reason: str, request: SliceRequest, device: Device, inventory:
             others = tuple(p for p in inventory.placements if p.node == device.node)
             able = [d for d in beside if _would_take(node, d, beside, others, request)]
             return len(able) < request.devices
+        case "occupied":
+            return request.whole and bool(here)
         case "too-large":
-            whole = replace(device, healthy=True)
-            return not _would_take(replace(node, schedulable=True), whole, (whole,), (), request)
+            empty, host = replace(device, healthy=True), replace(node, schedulable=True)
+            if not _would_take(host, empty, (empty,), (), request):
+                return True
+            beside = tuple(replace(d, healthy=True) for d in inventory.devices if d.node == node.name)
+            return sum(_would_take(host, d, beside, (), request) for d in beside) < request.devices
         case "slots":
             others = tuple(p for p in inventory.placements if device.id in (p.device, *p.more_devices))
             return not _would_take(node, device, (device,), tuple(replace(p, node=node.name) for p in others), request)

@@ -36,6 +36,13 @@ def taken(candidates: int, cost: float, memory_left: int, compute_left: int, apa
     )
 
 
+def several_taken(candidates: int, cost: float, joined: str, apart_from: str = "") -> str:
+    """The same for several devices of a node, whose links are said by `joined`."""
+    among = f" without a replica of {apart_from}" if apart_from else ""
+    lead = "on the only node with room" if candidates == 1 else f"linked best of {candidates} nodes with room{among}"
+    return f"{joined}, {lead}: {gpus(cost)} of room that expected demand could use"
+
+
 def passed_over(cost: float, least: float, siblings: int, group: str, avoided: bool) -> str:
     """Why another of the engine's places was not taken; costs in percent of a device."""
     if avoided:

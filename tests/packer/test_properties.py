@@ -153,6 +153,7 @@ def test_devices_that_fail_and_come_back_take_nothing_meanwhile(
         books = books.with_fleet(books.nodes, devices)
         broken = {d.id for d in devices if not d.healthy}
         batch = [replace(r, mechanism="mps", devices=rng.choice((1, 1, 2))) for r in batch]
+        batch = [replace(r, whole=True, compute=100) if r.devices > 1 and rng.random() < 0.5 else r for r in batch]
         results = place(books.inventory(), batch, mix=mix)
         found = [r for r in results if isinstance(r, Placement)]
         assert not broken & {d for p in found for d in p.all_devices}
