@@ -24,7 +24,7 @@ from autoscaler.types import (
 from gateway import wire
 from gateway.counts import COLUMNS
 from gateway.wire import EndpointEntry, ModelEntry
-from packer.inventory import Device, Inventory, Node, SliceRequest
+from packer.inventory import Device, Distance, Inventory, Node, Placement, SliceRequest
 from packer.mix import Mix, Shape, shape_of
 from tangram.core.keys import Key
 from tangram.core.replica import Phase, Replica
@@ -57,7 +57,11 @@ def inventory(fleet: Fleet | None, discovered: Sequence[Device] = ()) -> Invento
                 max_clients=d.max_clients,
                 mechanisms=frozenset({"virtual"}),
                 labels={**d.labels, CORES_LABEL: str(d.cores)},
+                healthy=d.healthy,
                 links={f"{node.name}/{other}": count for other, count in node.links_of(d.name).items()},
+                distances={
+                    f"{node.name}/{other}": Distance[far.value] for other, far in node.distances_of(d.name).items()
+                },
             )
             for d in node.devices
         )
@@ -81,6 +85,8 @@ def slice_request(model: Model, instance: str, avoid: frozenset[str] = frozenset
         device_models=frozenset(wanted.device_selector.models),
         labels=dict(wanted.device_selector.match_labels),
         avoid=avoid,
+        devices=wanted.devices,
+        whole=wanted.whole,
     )
 
 
@@ -303,3 +309,26 @@ def cores(device: Device, compute: int) -> float | None:
     """Host cores that `compute` percent of the device are; None (best effort) for 0 or where none are declared."""
     declared = device.labels.get(CORES_LABEL)
     return compute / 100 * int(declared) / 1000 if compute and declared is not None else None
+
+
+def devices_of(placement: Placement, devices: Mapping[str, Device]) -> tuple[Device, ...]:
+    """The placement's devices that are there, in its order; `devices` by id."""
+    return tuple(devices[d] for d in placement.all_devices if d in devices)
+
+
+def guaranteed_mib(placement: Placement, devices: Mapping[str, Device]) -> int:
+    """MiB that the replica is guaranteed, on all its devices together."""
+    request = placement.request
+    return sum(request.takes_mib(devices[d]) if d in devices else request.memory_mib for d in placement.all_devices)
+
+
+def limit_mib(placement: Placement, devices: Mapping[str, Device]) -> int:
+    """MiB that the replica may grow to, on all its devices together."""
+    request = placement.request
+    return guaranteed_mib(placement, devices) + len(placement.all_devices) * (request.limit_mib - request.memory_mib)
+
+
+def in_words(placement: Placement) -> str:
+    """The devices that it lies on: `node-a/gpu-0`, or `node-a/gpu-0 and node-a/gpu-1`."""
+    *most, last = placement.all_devices
+    return f"{', '.join(most)} and {last}" if most else last

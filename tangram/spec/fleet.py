@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from enum import StrEnum
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
@@ -22,6 +23,8 @@ class DeviceSpec(Doc):
     """CPU cores that stand for 100 percent of the device's compute."""
     max_clients: Annotated[int, Field(ge=1)] = 48
     labels: dict[str, str] = {}
+    healthy: bool = True
+    """False takes it out of service: it gets no replicas, and those that it holds go elsewhere."""
 
     @model_validator(mode="after")
     def _usable(self) -> Self:
@@ -32,16 +35,37 @@ class DeviceSpec(Doc):
         return self
 
 
+class Distance(StrEnum):
+    """Over PCIe, as `nvidia-smi topo -m` has it."""
+
+    PIX = "PIX"
+    """One PCIe switch between them."""
+    PXB = "PXB"
+    """Several PCIe switches, and no host bridge."""
+    PHB = "PHB"
+    """A PCIe host bridge."""
+    NODE = "NODE"
+    """Host bridges of one NUMA node."""
+    SYS = "SYS"
+    """The interconnect between NUMA nodes."""
+
+
 class LinkSpec(Doc):
-    """Devices of one node that are linked with each other directly, each with each."""
+    """How devices of one node are linked with each other, each with each: by NVLink, or else how far over PCIe."""
 
     devices: Annotated[tuple[Name, ...], Field(min_length=2)]
-    nvlinks: Annotated[int, Field(ge=1)] = 1
-    """How many links each pair has; a pair that no entry names talks over PCIe."""
+    distance: Distance | None = None
+    """How far each pair is apart over PCIe; of several entries the nearest holds, and SYS where there is none."""
+    nvlinks: Annotated[int, Field(ge=0)] = 1
+    """How many NVLinks each pair has; absent is one, and none where a distance is given."""
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         refuse_twice("devices", self.devices)
+        if "nvlinks" not in self.model_fields_set and self.distance is not None:
+            self.__dict__["nvlinks"] = 0
+        if not self.nvlinks and self.distance is None:
+            raise ValueError("nvlinks 0 says nothing without a distance; give one, or leave the entry out")
         return self
 
 
@@ -54,7 +78,7 @@ class NodeSpec(Doc):
     labels: dict[str, str] = {}
     devices: Annotated[tuple[DeviceSpec, ...], Field(min_length=1)]
     links: tuple[LinkSpec, ...] = ()
-    """Which devices are linked directly; slices of several devices get the set that is linked best."""
+    """Which devices are linked, and how; replicas of several devices get the set that is linked best."""
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -73,6 +97,16 @@ class NodeSpec(Doc):
             for other in link.devices if device in link.devices else ():
                 if other != device:
                     found[other] = found.get(other, 0) + link.nvlinks
+        return {other: count for other, count in found.items() if count}
+
+    def distances_of(self, device: str) -> dict[str, Distance]:
+        """By name of another device of the node: how far it is; the nearest that an entry says."""
+        order = list(Distance)
+        found: dict[str, Distance] = {}
+        for link in self.links:
+            for other in link.devices if device in link.devices and link.distance is not None else ():
+                if other != device and link.distance is not None:
+                    found[other] = min(found.get(other, link.distance), link.distance, key=order.index)
         return found
 
 

@@ -54,4 +54,7 @@ class Model(Doc):
         for later in ("readiness", "liveness", "progressDeadlineSeconds", "terminationGracePeriodSeconds"):
             del shape["runtime"][later]
         del shape["slice"]["computeLimit"]
+        if shape["slice"]["devices"] == 1:
+            # As it was before there was such a field.
+            del shape["slice"]["devices"]
         return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:8]

@@ -52,7 +52,8 @@ class Runtime(Doc):
     model: str | None = None
     """Embedded: path of the Python file that defines the model, relative to the fleet's file."""
     command: tuple[str, ...] = ()
-    """Command: argv; `{port}`, `{host}`, `{model}` and `{replica}` are replaced. Run without a shell."""
+    """Command: argv; `{port}`, `{host}`, `{model}`, `{replica}` and `{devices}` (how many) are replaced. Run without a
+    shell."""
     image: str | None = None
     """Container image; used on Kubernetes only."""
     working_dir: str | None = None

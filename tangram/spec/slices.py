@@ -1,4 +1,8 @@
-"""The slice of a device that a replica gets: memory, compute, mechanism, and which devices will do."""
+"""The slice of a device that a replica gets: memory, compute, mechanism, and which devices will do.
+
+A replica that spans several devices (`devices`, for tensor parallelism) takes them whole: all their usable memory,
+which is `memory.request` each at least, all their compute, and nobody beside it.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ class Mechanism(StrEnum):
 
 class SliceMemory(Doc):
     request: Annotated[MiB, Field(ge=1)]
-    """MiB guaranteed on the device."""
+    """MiB guaranteed on the device; of several devices what each must have at least."""
     limit: Annotated[MiB, Field(ge=1)] | None = None
     """MiB it may grow to while the device has room; the request where absent."""
 
@@ -52,12 +56,35 @@ class DeviceSelector(Doc):
 
 class SliceSpec(Doc):
     memory: SliceMemory
+    devices: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Devices of one node that a replica spans; more than one are taken whole, those that are linked best."""
     compute: Percent = 0
-    """Percent of the device's compute, hard; 0 is best effort."""
+    """Percent of the device's compute, hard; 0 is best effort. Absent is 0, and 100 of each of several devices."""
     compute_limit: Percent | None = None
     """Percent it may grow to, of what the device has left, until more replicas are ready; `compute` where absent."""
     mechanism: Mechanism = Mechanism.VIRTUAL
     device_selector: DeviceSelector = DeviceSelector()
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if not self.whole:
+            return self
+        if "compute" not in self.model_fields_set:
+            self.__dict__["compute"] = 100
+        taken = f"a replica of {self.devices} devices takes them whole"
+        if self.compute != 100:
+            raise ValueError(f"compute {self.compute}: {taken}; leave compute out, or ask for one device")
+        if self.compute_limit is not None:
+            raise ValueError(f"computeLimit {self.compute_limit}: {taken} and has nothing to grow to; leave it out")
+        if self.memory.limit is not None:
+            raise ValueError(
+                f"memory.limit {mib_text(self.memory.limit)}: {taken}, with all their memory; leave it out"
+            )
+        if self.mechanism is Mechanism.MIG:
+            raise ValueError(
+                f"mechanism mig: {taken}, and MIG gives parts; name another mechanism, or ask for one device"
+            )
+        return self
 
     @model_validator(mode="after")
     def _growing(self) -> Self:
@@ -75,6 +102,11 @@ class SliceSpec(Doc):
                 "leave it out"
             )
         return self
+
+    @property
+    def whole(self) -> bool:
+        """Whether a replica takes whole devices, several of them."""
+        return self.devices > 1
 
     @property
     def effective_compute_limit(self) -> int:
