@@ -55,6 +55,8 @@ class Claim:
     """Replicas that it has."""
     queued: float = 0.0
     """Requests that wait."""
+    cost: int = 1
+    """Units of what is shared that one replica takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +106,15 @@ def _weighed(claim: Claim) -> list[float]:
     return [weight(claim) * (late + _STAY * max(0.0, late - now)) for late in harms]
 
 
-def share(claims: Sequence[Claim], replicas: int) -> list[Grant]:
-    """Who gets how many of `replicas`, in the order of the claims. What nobody wants is left over."""
+def share(claims: Sequence[Claim], units: int) -> list[Grant]:
+    """Who gets how many replicas of so many units, in the order of the claims. What nobody wants is left over."""
     granted = dict.fromkeys((claim.name for claim in claims), 0)
     worth = {claim.name: values(claim) for claim in claims}
-    left = replicas
+    left = units
     for claim in sorted(claims, key=lambda c: (-c.priority, c.name)):
-        first = min(claim.wanted, max(1, claim.floor), left)
+        first = min(claim.wanted, max(1, claim.floor), left // claim.cost)
         granted[claim.name] = first
-        left -= first
+        left -= first * claim.cost
     if sum(claim.wanted for claim in claims) * max(1, left) <= _MOST_EXACT:
         _divide(claims, granted, left)
     else:
@@ -129,32 +131,36 @@ def share(claims: Sequence[Claim], replicas: int) -> list[Grant]:
 
 
 def _divide(claims: Sequence[Claim], granted: dict[str, int], left: int) -> None:
-    """Gives the replicas left so that the sum of harms is the least."""
-    left = min(left, sum(claim.wanted - granted[claim.name] for claim in claims))
+    """Gives the units left so that the sum of harms is the least."""
+    left = min(left, sum((claim.wanted - granted[claim.name]) * claim.cost for claim in claims))
     least = [0.0] * (left + 1)
     chosen: list[list[int]] = []
     for claim in claims:
         harms = _weighed(claim)[granted[claim.name] :]
         choices, sums = [0] * (left + 1), [harms[0] + h for h in least]
         for more in range(1, len(harms)):
-            for total in range(more, left + 1):
-                remaining = least[total - more] + harms[more]
+            for total in range(more * claim.cost, left + 1):
+                remaining = least[total - more * claim.cost] + harms[more]
                 if remaining <= sums[total]:
                     sums[total], choices[total] = remaining, more
         least = sums
         chosen.append(choices)
     for claim, choices in zip(reversed(claims), reversed(chosen), strict=True):
-        granted[claim.name] += choices[left]
-        left -= choices[left]
+        more = choices[left]
+        granted[claim.name] += more
+        left -= more * claim.cost
 
 
 def _give(claims: Sequence[Claim], worth: dict[str, list[float]], granted: dict[str, int], left: int) -> None:
-    """Gives each replica left to whom it is worth most."""
-    open_ = [(-worth[c.name][granted[c.name]], c.name) for c in claims if granted[c.name] < c.wanted]
+    """Gives the units left, a replica at a time, to whom they are worth most."""
+    cost = {c.name: c.cost for c in claims}
+    open_ = [(-worth[c.name][granted[c.name]] / c.cost, c.name) for c in claims if granted[c.name] < c.wanted]
     heapify(open_)
     while left > 0 and open_:
         _, name = heappop(open_)
+        if cost[name] > left:
+            continue
         granted[name] += 1
-        left -= 1
+        left -= cost[name]
         if granted[name] < len(worth[name]):
-            heappush(open_, (-worth[name][granted[name]], name))
+            heappush(open_, (-worth[name][granted[name]] / cost[name], name))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from packer.inventory import Inventory, NoFit, Placement
+from packer.inventory import Device, Inventory, Placement
 from tangram.cli.client import CommandError
 from tangram.console import tables, tiles, units
+from tangram.control.present import device_view
 from tangram.control.views import DeviceView, PackedReplicaView, PackView
 from tangram.core import convert, packing
 from tangram.spec import SpecError, load_documents
@@ -40,51 +41,46 @@ def pack(file: Path, counts: Mapping[str, int]) -> PackView:
         packed = packing.pack(documents.models, convert.inventory(documents.fleet), counts)
     except ValueError as error:
         raise CommandError(f"--models: {str(error).removeprefix('replicas: ')}", 2) from None
+    devices = {d.id: d for d in packed.inventory.devices}
     return PackView(
-        replicas=tuple(map(_replica, packed.replicas)), devices=_devices(packed.inventory), room=dict(packed.room)
+        replicas=tuple(_replica(r, devices) for r in packed.replicas),
+        devices=_devices(packed.inventory),
+        room=dict(packed.room),
     )
 
 
-def _replica(packed: packing.PackedReplica) -> PackedReplicaView:
+def _replica(packed: packing.PackedReplica, devices: Mapping[str, Device]) -> PackedReplicaView:
     result = packed.result
+    request = result.request
     return PackedReplicaView(
         model=packed.model,
         replica=packed.replica,
         device=result.device if isinstance(result, Placement) else None,
-        memory=result.request.memory_mib,
-        compute=result.request.compute,
-        why=str(result) if isinstance(result, NoFit) else result.why,
+        devices=result.all_devices if isinstance(result, Placement) else (),
+        memory=convert.guaranteed_mib(result, devices)
+        if isinstance(result, Placement)
+        else request.memory_mib * request.devices,
+        compute=request.compute,
+        why=result.why if isinstance(result, Placement) else str(result),
     )
 
 
 def _devices(inventory: Inventory) -> tuple[DeviceView, ...]:
     held: dict[str, list[Placement]] = {d.id: [] for d in inventory.devices}
     for placement in inventory.placements:
-        held[placement.device].append(placement)
-    return tuple(
-        DeviceView(
-            id=d.id,
-            node=d.node,
-            model=d.model,
-            memory_total=d.memory_mib,
-            memory_reserve=d.reserve_mib,
-            memory_requested=sum(p.request.memory_mib for p in held[d.id]),
-            compute_requested=sum(p.request.compute for p in held[d.id]),
-            clients=len(held[d.id]),
-            max_clients=d.max_clients,
-            mechanisms=tuple(sorted(d.mechanisms)),
-            healthy=d.healthy,
-            replicas=tuple(p.request.id for p in held[d.id]),
-            links=dict(d.links),
-        )
-        for d in inventory.devices
-    )
+        for device in placement.all_devices:
+            held[device].append(placement)
+    return tuple(device_view(d, held[d.id]) for d in inventory.devices)
+
+
+def _compute(replica: PackedReplicaView) -> str:
+    return units.compute(replica.compute, len(replica.devices)) if replica.compute else units.NONE
 
 
 def text(view: PackView, width: int | None) -> str:
     """The table, the tiles and what would still fit; without a width nothing is cut."""
     rows = [
-        [r.replica, units.memory(r.memory), f"{r.compute}%" if r.compute else units.NONE, r.device or "no place", r.why]
+        [r.replica, units.memory(r.memory), _compute(r), units.devices(r.devices) or "no place", r.why]
         for r in view.replicas
     ]
     parts = [tables.plain(["REPLICA", "MEMORY", "COMPUTE", "DEVICE", "WHY"], rows, width=width)]

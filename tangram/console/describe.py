@@ -46,8 +46,12 @@ def _slice(spec: Model) -> list[tuple[str, str]]:
     wanted = spec.spec.slice
     selector = wanted.device_selector
     requests = spec.spec.resources.requests
+    memory = f"{units.memory(wanted.memory.request)}, up to {units.memory(wanted.memory.effective_limit)}"
+    if wanted.whole:
+        memory = f"all of each device, which is {units.memory(wanted.memory.request)} at least"
     return [
-        ("Memory", f"{units.memory(wanted.memory.request)}, up to {units.memory(wanted.memory.effective_limit)}"),
+        ("Spans", f"{wanted.devices} whole devices of one node" if wanted.whole else ""),
+        ("Memory", memory),
         ("Compute", _compute(wanted)),
         ("Mechanism", wanted.mechanism.value),
         ("Devices", ", ".join(filter(None, [*selector.models, _pairs(selector.match_labels)])) or "any"),

@@ -111,7 +111,7 @@ def _replicas(replicas: Sequence[ReplicaView], now: float) -> Table:
         table.add_row(
             r.name,
             Text(r.phase, style=_style(r.phase)),
-            r.device,
+            units.devices(r.devices),
             str(r.in_flight),
             units.percent(r.cpu_percent),
             units.memory(r.memory),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tangram.console import units
-from tangram.control.views import DecisionView, ExplainView, PlacementView, SignalView
+from tangram.control.views import DecisionView, ExplainView, PlacementView, ReplicaView, SignalView
 
 #: What a signal's value and target are counted in.
 _UNITS = {
@@ -90,12 +90,19 @@ def _places(view: ExplainView) -> Iterable[str]:
         yield "  It has no replicas."
     for replica in view.replicas:
         message = f": {replica.message}" if replica.message else ""
-        slice_ = units.memory(replica.memory_request) + (f", {replica.compute}%" if replica.compute else "")
-        yield f"  {replica.name} ({replica.phase}) holds {slice_} of {replica.device}{message}"
+        yield f"  {replica.name} ({replica.phase}) holds {_held(replica)}{message}"
         if replica.name in known:
             yield from _placement(known[replica.name])
         else:
             yield "    placed longer ago than decisions are shown here"
+
+
+def _held(replica: ReplicaView) -> str:
+    if len(replica.devices) > 1:
+        links = f": {replica.links}" if replica.links else ""
+        return f"{', '.join(replica.devices)} whole ({units.memory(replica.memory_request)}){links}"
+    slice_ = units.memory(replica.memory_request) + (f", {replica.compute}%" if replica.compute else "")
+    return f"{slice_} of {replica.device}"
 
 
 def _placement(placement: PlacementView) -> Iterable[str]:

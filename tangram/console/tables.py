@@ -61,7 +61,7 @@ def _compute(replica: ReplicaView) -> str:
     if not replica.compute:
         return units.NONE
     loan = f"+{units.percent(replica.loaned_compute)}" if replica.loaned_compute else ""
-    return units.percent(replica.compute) + loan
+    return units.compute(replica.compute, len(replica.devices)) + loan
 
 
 def _memory_of(replica: ReplicaView) -> str:
@@ -124,13 +124,14 @@ REPLICAS: Final[Kind[ReplicaView]] = Kind(
         Column("NAME", lambda r, now: r.name),
         Column("STATUS", lambda r, now: r.phase),
         Column("RESTARTS", lambda r, now: str(r.restarts)),
-        Column("DEVICE", lambda r, now: r.device),
+        Column("DEVICE", lambda r, now: units.devices(r.devices)),
         Column("MEMORY", lambda r, now: _memory_of(r)),
         Column("COMPUTE", lambda r, now: _compute(r)),
         Column("LIMIT", lambda r, now: units.memory(r.memory_limit), wide=True),
         Column("CPU", lambda r, now: units.percent(r.cpu_percent), wide=True),
         Column("INFLIGHT", lambda r, now: str(r.in_flight), wide=True),
         Column("MECHANISM", lambda r, now: r.mechanism, wide=True),
+        Column("DEVICES", lambda r, now: ",".join(r.devices), wide=True),
         Column("PORT", lambda r, now: str(r.port), wide=True),
         Column("PID", lambda r, now: units.NONE if r.pid is None else str(r.pid), wide=True),
         Column("MODEL", lambda r, now: r.model, wide=True),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from tangram.console import units
@@ -23,6 +23,8 @@ UNLISTED: Final = "?"
 _LETTERS: Final = tuple(zip(string.ascii_uppercase, string.ascii_lowercase, strict=True))
 #: All models after the twenty-sixth.
 _OTHERS: Final = ("*", "+")
+#: Ways over PCIe.
+_NEAREST: Final = ("BOARD", "PIX", "PXB", "PHB", "NODE", "SYS")
 _LEAD: Final = len("  compute  |")
 _TAIL: Final = len("|  100%  1023Mi free")
 _NARROWEST: Final = 50
@@ -36,16 +38,18 @@ class Tile:
     model: str
     memory: int
     compute: int
+    whole: bool = False
+    """It has all of the device's memory, whatever that is."""
 
 
 def of_pack(view: PackView) -> list[Tile]:
     """The slices of a placement worked out; replicas without a place have none."""
-    return [Tile(r.device, r.model, r.memory, r.compute) for r in view.replicas if r.device is not None]
+    return [Tile(d, r.model, r.memory, r.compute, len(r.devices) > 1) for r in view.replicas for d in r.devices]
 
 
 def of_replicas(replicas: Iterable[ReplicaView]) -> list[Tile]:
     """The slices that replicas hold."""
-    return [Tile(r.device, r.model, r.memory_request, r.compute) for r in replicas if r.device]
+    return [Tile(d, r.model, r.memory_request, r.compute, len(r.devices) > 1) for r in replicas for d in r.devices]
 
 
 def draw(devices: Sequence[DeviceView], tiles: Sequence[Tile], width: int = 80) -> str:
@@ -54,9 +58,10 @@ def draw(devices: Sequence[DeviceView], tiles: Sequence[Tile], width: int = 80) 
         return "no devices"
     width = max(width, _NARROWEST)
     here: dict[str, list[Tile]] = {device.id: [] for device in devices}
+    usable = {device.id: device.memory_total - device.memory_reserve for device in devices}
     for tile in tiles:
         if tile.device in here:
-            here[tile.device].append(tile)
+            here[tile.device].append(replace(tile, memory=usable[tile.device]) if tile.whole else tile)
     for held in here.values():
         held.sort(key=lambda tile: tile.model)
     letters = _letters(tile.model for held in here.values() for tile in held)
@@ -109,11 +114,14 @@ def _device(device: DeviceView, held: Sequence[Tile], letters: Mapping[str, tupl
 
 
 def _links(device: DeviceView) -> str:
-    """By strength: "4 NVLinks to gpu-1, gpu-2"."""
-    parts = []
-    for count in sorted(set(device.links.values()), reverse=True):
-        others = sorted(d.removeprefix(f"{device.node}/") for d, n in device.links.items() if n == count)
-        parts.append(f"{count} NVLink{'s' if count > 1 else ''} to {', '.join(others)}")
+    """By strength: "4 NVLinks to gpu-1, PIX to gpu-2"; what has NVLink is not told again by its distance."""
+    by: dict[str, list[str]] = {}
+    for other, count in sorted(device.links.items(), key=lambda item: (-item[1], item[0])):
+        by.setdefault(f"{count} NVLink{'s' if count > 1 else ''}", []).append(other)
+    for other, far in sorted(device.distances.items(), key=lambda item: (_NEAREST.index(item[1]), item[0])):
+        if other not in device.links:
+            by.setdefault(far, []).append(other)
+    parts = (f"{way} to {', '.join(d.removeprefix(f'{device.node}/') for d in others)}" for way, others in by.items())
     return "".join(f", {part}" for part in parts)
 
 
@@ -158,6 +166,8 @@ def _legend(
 
 
 def _of_model(tiles: Sequence[Tile]) -> str:
+    if tiles[0].whole:
+        return f"{len(tiles)} whole devices"
     sizes = dict.fromkeys((t.memory, t.compute) for t in tiles)
     each = " or ".join(f"{units.memory(m)} and {f'{c}%' if c else 'best-effort compute'}" for m, c in sizes)
     return f"{len(tiles)} slice{'s' if len(tiles) > 1 else ''} of {each}"

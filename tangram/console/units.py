@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 #: What stands for a value that is not known.
@@ -59,6 +60,18 @@ def milliseconds(value: float | None) -> str:
 def percent(value: float | None) -> str:
     """A percentage without decimals."""
     return NONE if value is None else f"{value:.0f}%"
+
+
+def devices(ids: Sequence[str]) -> str:
+    """Where a replica lies, short: node-a/gpu-0, node-a/gpu-0,gpu-1, node-a/gpu-0 +7; empty for none."""
+    if len(ids) == 2 and (node := ids[0].rpartition("/")[0]) and ids[1].startswith(f"{node}/"):
+        return f"{ids[0]},{ids[1].removeprefix(f'{node}/')}"
+    return ids[0] + (f" +{len(ids) - 1}" if len(ids) > 1 else "") if ids else ""
+
+
+def compute(percent: int, devices: int) -> str:
+    """20%, or 4x100% of several devices."""
+    return f"{devices}x{percent}%" if devices > 1 else f"{percent}%"
 
 
 def count(number: int, noun: str) -> str:

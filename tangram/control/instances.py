@@ -83,11 +83,11 @@ class Instances:
             return
         if self._loans.get(replica.name, 0) == replica.loan:
             return
-        device = next((d for d in self._state.inventory.devices if d.id == replica.placement.device), None)
+        devices = self._state.devices_of(replica)
         entry = self._state.models.get(replica.model)
-        if device is not None and entry is not None:
+        if devices is not None and entry is not None:
             self._loans[replica.name] = replica.loan
-            self._backend.resize(replica.name, cores(entry.document(replica.revision), device, replica.loan))
+            self._backend.resize(replica.name, cores(entry.document(replica.revision), devices, replica.loan))
 
     async def close(self) -> None:
         """Wait for starts under way to be recorded, and leave the processes alone."""
@@ -107,13 +107,13 @@ class Instances:
 
     async def _start(self, replica: Replica) -> None:
         entry = self._state.models.get(replica.model)
-        device = next((d for d in self._state.inventory.devices if d.id == replica.placement.device), None)
-        if entry is None or device is None:
-            self._start_errors[replica.name] = "its model or device is gone"
+        devices = self._state.devices_of(replica)
+        if entry is None or devices is None:
+            self._start_errors[replica.name] = "its model or a device of its is gone"
             return
         try:
             model = entry.document(replica.revision)
-            status = await self._backend.start(order(model, replica.name, replica.port, device))
+            status = await self._backend.start(order(model, replica.name, replica.port, devices))
         except StartError as error:
             self._start_errors[replica.name] = str(error)
             return

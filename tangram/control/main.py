@@ -203,11 +203,11 @@ async def _adopt(state: ControllerState, store: Store, backend: LocalBackend) ->
     records = []
     for replica in recorded.values():
         entry = state.models.get(replica.model)
-        device = next((d for d in state.inventory.devices if d.id == replica.placement.device), None)
-        if entry is None or device is None or replica.pid is None or replica.start_ticks is None:
+        devices = state.devices_of(replica)
+        if entry is None or devices is None or replica.pid is None or replica.start_ticks is None:
             continue
         model = entry.document(replica.revision)
-        again = order(model, replica.name, replica.port, device)
+        again = order(model, replica.name, replica.port, devices)
         records.append(InstanceRecord(again, replica.pid, replica.start_ticks, replica.started_at, replica.ready_at))
     found = await backend.adopt(records)
     backend.ports.reserve([r.port for r in recorded.values()])

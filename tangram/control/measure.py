@@ -53,7 +53,7 @@ def most_boost(state: ControllerState, model: Model) -> float:
     there = [r for r in state.replicas.of_model(model.name) if r.phase is Phase.READY]
     guaranteed, loanable = 0, 0.0
     for replica in there:
-        beside = [r for r in state.replicas.values() if r.placement.device == replica.placement.device]
+        beside = [r for r in state.replicas.values() if replica.placement.device in r.placement.all_devices]
         free = max(0, 100 - sum(r.placement.request.compute for r in beside))
         sharing = sum(_may_grow(state, r) for r in beside)
         guaranteed += replica.placement.request.compute
@@ -86,9 +86,10 @@ def measure_model(state: ControllerState, entry: ModelState, monotonic: float) -
     cpu = [_share(s.cpu_percent, _cores(state, entry.model, r)) for r, s in ready]
     host = entry.model.spec.resources.requests.memory
     on_device = entry.model.spec.slice.mechanism is Mechanism.VIRTUAL
-    wanted = entry.model.spec.slice.memory.request if on_device else 0
     memory = [_share(s.memory_mib, host) for _, s in ready]
-    device_memory = [_share(s.memory_mib, wanted) for _, s in ready]
+    device_memory = [
+        _share(s.memory_mib, convert.guaranteed_mib(r.placement, state.devices)) for r, s in ready if on_device
+    ]
     return Sample(
         dt=measured.dt,
         arrivals=measured.arrivals,
@@ -125,9 +126,9 @@ def external(state: ControllerState, model: Model, monotonic: float) -> tuple[Ex
 
 
 def _cores(state: ControllerState, model: Model, replica: Replica) -> float:
-    device = next((d for d in state.inventory.devices if d.id == replica.placement.device), None)
+    devices = state.devices_of(replica)
     compute = replica.placement.request.compute + replica.loan
-    bounded = convert.cores(device, compute) if device is not None else None
+    bounded = convert.cores(devices, compute) if devices is not None else None
     return model.spec.resources.requests.cpu / 1000 if bounded is None else bounded
 
 

@@ -168,6 +168,7 @@ def stranded_mib(device: DeviceView, models: Iterable[Model]) -> int:
             allowed = wanted.device_selector.models
             if (
                 wanted.memory.request <= free
+                and not (wanted.whole and device.clients)
                 and wanted.compute <= 100 - device.compute_requested
                 and wanted.mechanism in device.mechanisms
                 and (not allowed or device.model in allowed)

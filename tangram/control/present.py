@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autoscaler.types import Recommendation, SignalReading
+from packer.inventory import Device, Placement
+from packer.topology import joined
 from tangram.control import rollouts
 from tangram.control.state import ControllerState, ModelState, natural
 from tangram.control.store import StoredRevision
@@ -22,6 +24,7 @@ from tangram.control.views import (
     SignalView,
     TenantUsageView,
 )
+from tangram.core import convert
 from tangram.core.decision import Decision
 from tangram.core.replica import Phase, Replica
 from tangram.core.rollout import Stage, canary_percent
@@ -146,6 +149,7 @@ def replica_view(state: ControllerState, replica: Replica) -> ReplicaView:
     """One row of `get replicas`."""
     status = state.statuses.get(replica.name)
     request = replica.placement.request
+    several = state.devices_of(replica) if replica.placement.more_devices else None
     return ReplicaView(
         name=replica.name,
         model=replica.model,
@@ -153,8 +157,10 @@ def replica_view(state: ControllerState, replica: Replica) -> ReplicaView:
         phase=replica.phase.value,
         node=replica.placement.node,
         device=replica.placement.device,
-        memory_request=request.memory_mib,
-        memory_limit=request.limit_mib,
+        devices=replica.placement.all_devices,
+        links=joined(several) if several else "",
+        memory_request=convert.guaranteed_mib(replica.placement, state.devices),
+        memory_limit=convert.limit_mib(replica.placement, state.devices),
         compute=request.compute,
         loaned_compute=replica.loan,
         mechanism=request.mechanism,
@@ -179,33 +185,46 @@ def replica_views(state: ControllerState, model: str | None = None) -> list[Repl
 
 
 def device_views(state: ControllerState) -> list[DeviceView]:
-    """Rows of `get devices`, by id."""
+    """Rows of `get devices`, by id. What a replica of several devices uses counts in equal parts on each."""
     views = []
     for device in sorted(state.inventory.devices, key=lambda d: d.id):
-        there = sorted((r for r in state.replicas.values() if r.placement.device == device.id), key=natural)
+        there = sorted((r for r in state.replicas.values() if device.id in r.placement.all_devices), key=natural)
         used = [
-            s.memory_mib for r in there if (s := state.statuses.get(r.name)) is not None and s.memory_mib is not None
+            s.memory_mib / len(r.placement.all_devices)
+            for r in there
+            if (s := state.statuses.get(r.name)) is not None and s.memory_mib is not None
         ]
         views.append(
-            DeviceView(
-                id=device.id,
-                node=device.node,
-                model=device.model,
-                memory_total=device.memory_mib,
-                memory_reserve=device.reserve_mib,
-                memory_requested=sum(r.placement.request.memory_mib for r in there),
-                memory_used=round(sum(used), 1) if "virtual" in device.mechanisms else None,
-                compute_requested=sum(r.placement.request.compute for r in there),
-                compute_loaned=sum(r.loan for r in there),
-                clients=len(there),
-                max_clients=device.max_clients,
-                mechanisms=tuple(sorted(device.mechanisms)),
-                healthy=device.healthy,
-                replicas=tuple(r.name for r in there),
-                links=dict(device.links),
+            device_view(
+                device,
+                [r.placement for r in there],
+                used=round(sum(used), 1) if "virtual" in device.mechanisms else None,
+                loaned=sum(r.loan for r in there),
             )
         )
     return views
+
+
+def device_view(device: Device, held: Sequence[Placement], *, used: float | None = None, loaned: int = 0) -> DeviceView:
+    """A device with those who lie there."""
+    return DeviceView(
+        id=device.id,
+        node=device.node,
+        model=device.model,
+        memory_total=device.memory_mib,
+        memory_reserve=device.reserve_mib,
+        memory_requested=sum(p.request.takes_mib(device) for p in held),
+        memory_used=used,
+        compute_requested=sum(p.request.compute for p in held),
+        compute_loaned=loaned,
+        clients=len(held),
+        max_clients=device.max_clients,
+        mechanisms=tuple(sorted(device.mechanisms)),
+        healthy=device.healthy,
+        replicas=tuple(p.request.id for p in held),
+        links=dict(device.links),
+        distances={other: far.name for other, far in device.distances.items()},
+    )
 
 
 def signal_view(reading: SignalReading) -> SignalView:
@@ -238,6 +257,7 @@ def decision_view(decision: Decision) -> DecisionView:
             PlacementView(
                 replica=p.request.id,
                 device=p.device,
+                devices=p.all_devices if p.more_devices else (),
                 score=round(p.score, 4),
                 why=p.why,
                 alternatives=tuple(f"{a.device}: {a.why}" for a in p.alternatives),

@@ -9,7 +9,7 @@ from tangram.control import present
 from tangram.control.state import ControllerState
 from tangram.control.store import Store
 from tangram.control.views import EventView
-from tangram.core import plans
+from tangram.core import convert, plans
 from tangram.core.decision import decide
 from tangram.core.replica import Change, Phase, Replica
 
@@ -74,7 +74,7 @@ class Records:
         over = set()
         for replica in self._state.replicas.values():
             status = self._state.statuses.get(replica.name)
-            limit = replica.placement.request.limit_mib
+            limit = convert.limit_mib(replica.placement, self._state.devices)
             if status is None or status.memory_mib is None or status.memory_mib <= limit:
                 continue
             over.add(replica.name)

@@ -11,7 +11,8 @@ from types import MappingProxyType
 
 from autoscaler.policy import State as PolicyState
 from autoscaler.types import Recommendation
-from packer.inventory import Inventory
+from packer.inventory import Device, Inventory
+from tangram.core import convert
 from tangram.core.decision import Decision
 from tangram.core.demand import DemandTracker
 from tangram.core.outcomes import OutcomeTracker
@@ -127,6 +128,19 @@ class ControllerState:
     """Of a fleet that cannot hold all that is wanted."""
     moves: deque[float] = field(default_factory=deque)
     """When the moves of the last hour began."""
+    _known: tuple[Inventory, Mapping[str, Device]] | None = field(default=None, init=False, repr=False)
+
+    @property
+    def devices(self) -> Mapping[str, Device]:
+        """Of the inventory, by id."""
+        if self._known is None or self._known[0] is not self.inventory:
+            self._known = self.inventory, {d.id: d for d in self.inventory.devices}
+        return self._known[1]
+
+    def devices_of(self, replica: Replica) -> tuple[Device, ...] | None:
+        """The devices that the replica lies on, in its order; None where one of them is not there."""
+        found = convert.devices_of(replica.placement, self.devices)
+        return found if len(found) == len(replica.placement.all_devices) else None
 
     def of_model(self, name: str) -> list[Replica]:
         """Replicas of a model, by name."""

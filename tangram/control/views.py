@@ -84,9 +84,16 @@ class ReplicaView(_View):
     phase: ReplicaPhase
     node: str
     device: str
+    """The first of its devices."""
+    devices: tuple[str, ...]
+    """All of them, in its order."""
+    links: str = ""
+    """How several devices are linked, in words."""
     memory_request: int
+    """Of all its devices together, as are the limit and what is measured."""
     memory_limit: int
     compute: int
+    """Of each of its devices."""
     loaned_compute: int = 0
     """Percent beyond its slice, for the time being."""
     mechanism: str
@@ -123,11 +130,16 @@ class DeviceView(_View):
     replicas: tuple[str, ...] = ()
     links: dict[str, int] = {}
     """By device of the same node: how many NVLinks lead to it."""
+    distances: dict[str, str] = {}
+    """By device of the same node: how far it is over PCIe, as `nvidia-smi topo -m` has it."""
 
 
 class PlacementView(_View):
     replica: str
     device: str
+    """The first."""
+    devices: tuple[str, ...] = ()
+    """All, where there are several."""
     score: float
     """Higher is better; comparable within one placement only. `why` says it in words."""
     why: str
@@ -350,8 +362,13 @@ class PackedReplicaView(_View):
     model: str
     replica: str
     device: str | None
+    """The first; None: it has no place."""
+    devices: tuple[str, ...]
+    """All; empty: it has no place."""
     memory: int
+    """Of all its devices together."""
     compute: int
+    """Of each of its devices."""
     why: str
 
 

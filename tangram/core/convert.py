@@ -305,10 +305,13 @@ def _health(model: Model) -> wire.Health:
     )
 
 
-def cores(device: Device, compute: int) -> float | None:
-    """Host cores that `compute` percent of the device are; None (best effort) for 0 or where none are declared."""
-    declared = device.labels.get(CORES_LABEL)
-    return compute / 100 * int(declared) / 1000 if compute and declared is not None else None
+def cores(devices: Sequence[Device], compute: int) -> float | None:
+    """Host cores that `compute` percent of each device are together; None (best effort) for 0 or where a device
+    declares none.
+    """
+    declared = [d.labels.get(CORES_LABEL) for d in devices]
+    milli = [int(text) for text in declared if text is not None]
+    return compute / 100 * sum(milli) / 1000 if compute and len(milli) == len(declared) else None
 
 
 def devices_of(placement: Placement, devices: Mapping[str, Device]) -> tuple[Device, ...]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from autoscaler.types import Recommendation
 from packer.inventory import Placement
+from tangram.core import convert
 from tangram.core.plans import Action, Drain, Plan, Repartition, Resize, Start, Stop, Undrain
 
 
@@ -63,7 +64,7 @@ def in_words(action: Action) -> str:
     """The action as a person would say it."""
     match action:
         case Start(replica=replica, why=why):
-            return f"start {replica.name} on {replica.placement.device}: {why}"
+            return f"start {replica.name} on {convert.in_words(replica.placement)}: {why}"
         case Drain(replica=name, why=why):
             return f"drain {name}: {why}"
         case Undrain(replica=name, why=why):

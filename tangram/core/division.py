@@ -45,6 +45,8 @@ SWAP: Final = 0.25
 RESIDENCY_S: Final = 20.0
 #: Seconds of being ready after which it may be another model's turn, though that spares no late requests.
 TURN_S: Final = 600.0
+#: Replicas of the smallest model that one of another counts for at most.
+_MOST_UNITS: Final = 100
 _EPSILON: Final = 1e-9
 
 
@@ -199,9 +201,18 @@ class _Book:
     def best(self) -> _Deal:
         """The better one of greedy and exact, whoever is there now."""
         greedy = self.greedy({})
-        counts = quota.share(list(self.claims.values()), sum(greedy.counts.values()))
+        units = self._units()
+        claims = [replace(c, cost=units[n]) for n, c in self.claims.items()]
+        counts = quota.share(claims, sum(count * units[n] for n, count in greedy.counts.items()))
         exact = self.exactly({g.name: g.replicas for g in counts})
         return min((d for d in (greedy, exact) if d is not None), key=self.rank)
+
+    def _units(self) -> dict[str, int]:
+        """What a replica of each model counts: as many as the smallest would have room for in its place."""
+        if not any(r.whole for r in self._requests.values()):
+            return dict.fromkeys(self.claims, 1)
+        least = min(self._cost.values())
+        return {n: min(_MOST_UNITS, round(cost / least)) for n, cost in self._cost.items()}
 
     def weighed(self, claims: Mapping[str, Claim]) -> _Book:
         """The same with other claims of the same models."""
@@ -345,7 +356,8 @@ class _Trial:
             tally = self._held.devices.get(device)
             if tally is None:
                 continue
-            if min(tally.free_mib - request.memory_mib, tally.free_compute - request.compute, tally.free_clients) < 0:
+            free_mib = tally.free_mib - request.takes_mib(tally.device)
+            if min(free_mib, tally.free_compute - request.compute, tally.free_clients) < 0:
                 return False
             if not tally.free_clients or (placement.mig and placement.mig[number] not in windows(tally, request)):
                 return False

@@ -12,7 +12,7 @@ from packer.ledger import Ledger, LedgerError
 from packer.mix import Shape, shape_of
 from packer.moves import make_room
 from packer.place import Placer
-from tangram.core.convert import slice_request
+from tangram.core.convert import in_words, slice_request
 from tangram.core.loans import resizes
 from tangram.core.partitions import with_repartitions
 from tangram.core.plans import (
@@ -65,6 +65,7 @@ class Draft:
         """Why slices of a shape find no place."""
         self._stuck: set[Shape] = set()
         """Shapes for which no moves make room."""
+        self._health = {d.id: d.healthy for d in ledger.devices}
 
     def finish(self) -> Plan:
         actions = with_repartitions(self._actions, [r.placement for r in self._observed.replicas])
@@ -84,6 +85,8 @@ class Draft:
         model, revision = want.model, want.model.revision
         live = self._finish_drains(replicas, model.spec.traffic.drain_seconds)
         live = self._end_overdue(model, live)
+        broken = {r.name: why for r in live if (why := self._broken(r))}
+        live = self._stop_broken(live, broken)
         self._retry_crashed(model, live)
         live, siblings = self._follow_moves(live)
         new = [r for r in live if r.revision == revision]
@@ -99,8 +102,11 @@ class Draft:
             for replica in siblings:
                 self._let_go(replica, f"its move is off: {why}")
             keep = want.dealt.keep if want.dealt is not None else frozenset()
-            for replica in victims(new, len(new) - want.count, {r.name for r in new} - keep if keep else ()):
+            first = ({r.name for r in new} - keep if keep else set()) | broken.keys()
+            for replica in victims(new, len(new) - want.count, first):
                 self._let_go(replica, why)
+                new.remove(replica)
+        self._evacuate(model, [r for r in new if r.name in broken], broken, siblings)
 
     def _finish_drains(self, replicas: Sequence[Replica], drain_s: float) -> list[Replica]:
         for replica in replicas:
@@ -122,7 +128,7 @@ class Draft:
                 self._stop(replica, f"not ready for {deadline:g} s: {replica.message or 'no answer'}")
                 delay = ATTEMPT_DELAYS_S[min(attempts.failed, len(ATTEMPT_DELAYS_S) - 1)]
                 avoid = {d: t for d, t in attempts.avoid.items() if t > self._now}
-                avoid[replica.placement.device] = self._now + AVOID_S
+                avoid |= dict.fromkeys(replica.placement.all_devices, self._now + AVOID_S)
                 attempts = Attempts(attempts.failed + 1, self._now, self._now + delay, avoid)
                 changed = True
             else:
@@ -134,13 +140,45 @@ class Draft:
             self._attempts[model.name] = attempts
         return kept
 
+    def _broken(self, replica: Replica) -> str:
+        """Which of its devices is not well, in words; empty where all are."""
+        for device in replica.placement.all_devices:
+            if not self._health.get(device, False):
+                return f"{device} is unhealthy" if device in self._health else f"{device} is gone"
+        return ""
+
+    def _stop_broken(self, live: Sequence[Replica], broken: Mapping[str, str]) -> list[Replica]:
+        """Who is not ready on a device that is not well is not waited for; returns who is left."""
+        gone = [r for r in live if r.name in broken and r.phase is not Phase.READY]
+        for replica in gone:
+            self._stop(replica, broken[replica.name])
+        return [r for r in live if r not in gone]
+
+    def _evacuate(
+        self, model: Model, leaving: Sequence[Replica], broken: Mapping[str, str], siblings: Sequence[Replica]
+    ) -> None:
+        """Who is ready on a device that is not well serves on until its sibling elsewhere is ready."""
+        attempts = self._attempts.get(model.name) or self._observed.attempts.get(model.name, Attempts())
+        replaced = {r.replaces for r in siblings}
+        for replica in leaving if attempts.retry_at <= self._now else ():
+            if replica.name in replaced:
+                continue
+            avoid = frozenset(d for d, until in attempts.avoid.items() if until > self._now)
+            name = f"{model.name}-{self._ordinals.get(model.name, 1)}"
+            self._places = self._places or Placer(self._ledger.inventory(), self._observed.mix)
+            (found,) = self._places.place([slice_request(model, name, avoid)])
+            if isinstance(found, NoFit):
+                self._waiting[model.name] = f"{replica.name} has nowhere to go, and {broken[replica.name]}: {found}"
+                return
+            self._begin(model, found, f"takes over from {replica.name}: {broken[replica.name]}", replaces=replica.name)
+
     def _follow_moves(self, live: Sequence[Replica]) -> tuple[list[Replica], list[Replica]]:
         """Let those drain whose sibling is ready. Returns who counts, and the siblings that do not yet."""
         there = {r.name: r for r in live}
         moved = {r.replaces for r in live if r.replaces in there and r.phase is Phase.READY}
         for replica in live:
             if replica.replaces in moved:
-                self._let_go(there[replica.replaces], f"moved to {replica.placement.device} as {replica.name}")
+                self._let_go(there[replica.replaces], f"moved to {in_words(replica.placement)} as {replica.name}")
         left = [r for r in live if r.name not in moved]
         names = {r.name for r in left}
         siblings = [r for r in left if r.replaces in names]
@@ -250,7 +288,7 @@ class Draft:
         under_way = [r for r in self._observed.replicas if r.live and r.replaces in there]
         under_way += [a.replica for a in self._actions if isinstance(a, Start) and a.replica.replaces]
         if under_way:
-            moving = ", ".join(f"{r.replaces} to {r.placement.device}" for r in under_way)
+            moving = ", ".join(f"{r.replaces} to {in_words(r.placement)}" for r in under_way)
             self._waiting[model.name] = f"room is being made: {moving}"
             return
         leaving = [r.name for r in self._observed.replicas if not r.live]
@@ -281,7 +319,7 @@ class Draft:
             except LedgerError:
                 # It fits after the ones before it: the next plan begins it.
                 break
-            moved.append(f"{move.instance} from {move.source.device} to {move.target.device}")
+            moved.append(f"{move.instance} from {in_words(move.source)} to {in_words(move.target)}")
         self._waiting[model.name] = f"room is being made: {', '.join(moved)}"
 
     def _search(self, refusal: NoFit, inventory: Inventory, movable: Collection[str]) -> Sequence[Move]:
@@ -400,5 +438,5 @@ def _waits_since(replica: Replica) -> float:
     return replica.since if replica.phase is Phase.UNREADY else replica.progress_since
 
 
-def _lie(inventory: Inventory) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted((p.request.id, p.device) for p in inventory.placements))
+def _lie(inventory: Inventory) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    return tuple(sorted((p.request.id, p.all_devices) for p in inventory.placements))

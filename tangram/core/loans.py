@@ -27,8 +27,9 @@ def resizes(desired: Mapping[str, Desired], replicas: Sequence[Replica], ledger:
     """The changes, those that give back first; `ledger` knows every slice that is held or about to be."""
     asked: dict[str, dict[str, list[tuple[Replica, int]]]] = {}
     loans = {r.name: 0 for r in replicas if r.loan}
+    there = {d.id for d in ledger.devices}
     for replica in replicas:
-        want = desired.get(replica.model)
+        want = desired.get(replica.model) if replica.placement.device in there else None
         if want is not None and (more := wanted(want, replica)):
             asked.setdefault(replica.placement.device, {}).setdefault(replica.model, []).append((replica, more))
     for device, models in asked.items():

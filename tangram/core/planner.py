@@ -10,25 +10,27 @@ Rules, in the order they are applied to a model:
 1. What drains and has nothing in flight, or has drained for as long as it may, is stopped.
 2. A start that passes its progress deadline is ended; its device is avoided for a while, and the model's next attempt
    waits with back-off.
-3. A crashed replica is started again, on its own slice, when its back-off is over.
-4. Too few: drains are undone before anything new is started; then new replicas are placed, as many as fit. Those that
+3. A replica on a device that is unhealthy or gone leaves it: at once where it is not ready, else when its sibling on
+   another device is. It serves on where there is no room for one.
+4. A crashed replica is started again, on its own slice, when its back-off is over.
+5. Too few: drains are undone before anything new is started; then new replicas are placed, as many as fit. Those that
    do not fit are refusals with the packer's reasons, and nothing is left pending.
-5. Too many: crashed, starting and unready replicas go before ready ones, the youngest first; a ready one is drained.
+6. Too many: crashed, starting and unready replicas go before ready ones, the youngest first; a ready one is drained.
    Among ready ones, one on the device that holds most of its siblings goes first.
-6. What fits nowhere, but would after some of the others moved: they move, make-before-break. A sibling starts on the
+7. What fits nowhere, but would after some of the others moved: they move, make-before-break. A sibling starts on the
    other device, the one that moves drains when its sibling is ready, and the next plan finds the room. One such plan is
    under way at a time, and moves an hour are capped. A sibling does not count while the one that it replaces is there.
    When there is nothing else to do, and from time to time, a move is made that leaves more useful room.
-7. Another revision is rolled in make-before-break: one more than wanted may exist while one is replaced, and an old
+8. Another revision is rolled in make-before-break: one more than wanted may exist while one is replaced, and an old
    replica drains when its successor is ready. Where the fleet has no room for one more, an old one drains first, if
    others are ready to carry the load or it is the only one.
-8. What finds no place although every model keeps what it has is divided anew (division.py): models that have more than
+9. What finds no place although every model keeps what it has is divided anew (division.py): models that have more than
    their share make room for those that have less, unless it would be in vain (futility.py). What each was granted is
    part of the plan.
-9. A slice grows at once where the model allows it and its load wants more than its ready replicas can do (loans.py): by
-   what its device has not guaranteed to anyone, and only until others need it or more replicas are ready.
-10. While a canary is held, the wanted replicas of the former revision stay (and scale), and as many of the new one as
-   the canary wants are added; where the fleet is full, an old one makes room if others carry the load.
+10. A slice grows at once where the model allows it and its load wants more than its ready replicas can do (loans.py):
+    by what its device has not guaranteed to anyone, and only until others need it or more replicas are ready.
+11. While a canary is held, the wanted replicas of the former revision stay (and scale), and as many of the new one as
+    the canary wants are added; where the fleet is full, an old one makes room if others carry the load.
 """
 
 from __future__ import annotations

@@ -187,13 +187,13 @@ def victims(live: Sequence[Replica], count: int, first: Collection[str] = ()) ->
     pool = list(live)
     chosen: list[Replica] = []
     for _ in range(min(count, len(pool))):
-        siblings = Counter(r.placement.device for r in pool)
+        siblings = Counter(d for r in pool for d in r.placement.all_devices)
         victim = min(
             pool,
             key=lambda r: (
                 r.name not in first,
                 _LEAVE_FIRST[r.phase],
-                -siblings[r.placement.device],
+                -max(siblings[d] for d in r.placement.all_devices),
                 -r.created_at,
                 r.name,
             ),

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from packer.inventory import Device
 from tangram.node import mechanisms
 from tangram.node.backend import StartError, StartOrder
+from tangram.node.processes import DEVICES
 from tangram.spec import Model, Runtime, RuntimeKind
 
 #: Instances listen here; only the gateway talks to them.
 HOST: Final = "127.0.0.1"
 
 
-def order(model: Model, instance: str, port: int, device: Device) -> StartOrder:
-    """What to start; how many cores it may use is what the slice's mechanism makes of its compute percent.
+def order(model: Model, instance: str, port: int, devices: Sequence[Device]) -> StartOrder:
+    """What to start on the devices of its slice, in their order; how many cores it may use is what the slice's
+    mechanism makes of its compute percent.
 
     Raises StartError where the model cannot run as a process on this machine.
     """
     runtime = model.spec.runtime
-    share = mechanisms.settings(model.spec.slice.mechanism.value, device, model.spec.slice.compute)
+    share = mechanisms.settings(model.spec.slice.mechanism.value, devices, model.spec.slice.compute)
     env = {
         # What a server prints is seen in its log at once.
         "PYTHONUNBUFFERED": "1",
@@ -30,13 +33,14 @@ def order(model: Model, instance: str, port: int, device: Device) -> StartOrder:
         **{e.name: e.value for e in runtime.env},
         # The place it was given is not the model's to choose.
         **share.env,
+        DEVICES: ",".join(d.id for d in devices),
         "PORT": str(port),
     }
     return StartOrder(
         instance=instance,
         model=model.name,
         revision=model.revision,
-        argv=_argv(runtime, model.name, instance, port),
+        argv=_argv(runtime, model.name, instance, port, len(devices)),
         env=env,
         port=port,
         working_dir=Path(runtime.working_dir) if runtime.working_dir else None,
@@ -49,13 +53,13 @@ def order(model: Model, instance: str, port: int, device: Device) -> StartOrder:
     )
 
 
-def cores(model: Model, device: Device, loan: int) -> float | None:
-    """Cores of a slice that has `loan` percent of the device's compute beyond its own."""
+def cores(model: Model, devices: Sequence[Device], loan: int) -> float | None:
+    """Cores of a slice that has `loan` percent of its devices' compute beyond its own."""
     wanted = model.spec.slice
-    return mechanisms.settings(wanted.mechanism.value, device, wanted.compute + loan).cpu_cores
+    return mechanisms.settings(wanted.mechanism.value, devices, wanted.compute + loan).cpu_cores
 
 
-def _argv(runtime: Runtime, model: str, instance: str, port: int) -> tuple[str, ...]:
+def _argv(runtime: Runtime, model: str, instance: str, port: int, devices: int) -> tuple[str, ...]:
     if runtime.kind is RuntimeKind.EMBEDDED:
         # -P: a file in the working directory must not stand in for one of the server's own modules.
         server = (sys.executable, "-P", "-m", "tangram.node.runtimes.embedded")
@@ -65,6 +69,7 @@ def _argv(runtime: Runtime, model: str, instance: str, port: int) -> tuple[str, 
             f"model {model}: runtime.image runs on Kubernetes only; give runtime.command to run it on this machine"
         )
     values = {"{port}": str(port), "{host}": HOST, "{model}": model, "{replica}": instance}
+    values["{devices}"] = str(devices)
     argv = []
     for argument in runtime.command:
         for name, value in values.items():

@@ -38,6 +38,8 @@ MODEL: Final = "TANGRAM_MODEL"
 REVISION: Final = "TANGRAM_REVISION"
 PORT: Final = "TANGRAM_PORT"
 READINESS: Final = "TANGRAM_READINESS_PATH"
+#: Ids of the devices that the slice is of, joined by commas.
+DEVICES: Final = "TANGRAM_DEVICES"
 #: Cores that the slice's compute stands for, however they are held.
 CPU_SHARE: Final = "TANGRAM_CPU_SHARE"
 #: The same, where the Instance has to keep to them by itself.

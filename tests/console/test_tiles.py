@@ -118,8 +118,10 @@ def test_no_devices() -> None:
 
 def test_replicas_without_a_place_are_not_drawn() -> None:
     replicas = tuple(
-        PackedReplicaView(model="m", replica=f"m-{i}", device=place, memory=10, compute=5, why="")
-        for i, place in enumerate(("a/gpu-0", None))
+        PackedReplicaView(
+            model="m", replica=f"m-{i}", device=(*place, None)[0], devices=place, memory=10, compute=5, why=""
+        )
+        for i, place in enumerate((("a/gpu-0",), ()))
     )
     assert of_pack(PackView(replicas=replicas, devices=(device(),), room={"m": 1})) == [Tile("a/gpu-0", "m", 10, 5)]
 

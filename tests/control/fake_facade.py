@@ -74,7 +74,8 @@ def a_replica(name: str = "digits-7f3a1", model: str = "digits", **fields: objec
         "started_at": NOW - 299,
         "ready_at": NOW - 297,
     }
-    return ReplicaView.model_validate(values | fields)
+    values |= fields
+    return ReplicaView.model_validate({"devices": (values["device"],), **values})
 
 
 def a_device(id: str = "node-a/gpu-0", **fields: object) -> DeviceView:

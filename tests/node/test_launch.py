@@ -32,7 +32,7 @@ COMMAND: dict[str, Any] = {"kind": "command", "command": ["serve", "--at={host}:
 
 
 def test_an_embedded_model_is_served_by_our_own_server() -> None:
-    made = order(model(EMBEDDED, compute=25), "digits-a", 20001, VIRTUAL)
+    made = order(model(EMBEDDED, compute=25), "digits-a", 20001, [VIRTUAL])
     assert (made.instance, made.model, made.port) == ("digits-a", "digits", 20001)
     assert made.argv[0] == sys.executable
     assert made.argv[1:4] == ("-P", "-m", "tangram.node.runtimes.embedded")
@@ -44,14 +44,14 @@ def test_an_embedded_model_is_served_by_our_own_server() -> None:
 
 
 def test_a_command_gets_its_placeholders() -> None:
-    made = order(model(COMMAND), "digits-a", 20001, VIRTUAL)
+    made = order(model(COMMAND), "digits-a", 20001, [VIRTUAL])
     assert made.argv == ("serve", "--at=127.0.0.1:20001", "digits/digits-a", "{odd}")
     assert (made.working_dir, made.cpu_cores) == (None, None)
 
 
 def test_readiness_is_as_declared() -> None:
     readiness = {"path": "/up", "periodSeconds": 3, "timeoutSeconds": 2, "failureThreshold": 5}
-    made = order(model({**COMMAND, "readiness": readiness}), "a", 1, VIRTUAL)
+    made = order(model({**COMMAND, "readiness": readiness}), "a", 1, [VIRTUAL])
     assert (made.readiness_path, made.readiness_period_s, made.readiness_timeout_s) == ("/up", 3.0, 2.0)
     assert made.failure_threshold == 5
 
@@ -63,10 +63,10 @@ def test_the_environment_is_the_models_but_for_its_place_and_port() -> None:
         {"name": "PYTHONUNBUFFERED", "value": ""},
         {"name": "CUDA_VISIBLE_DEVICES", "value": "0,1,2,3"},
     ]
-    made = order(model({**COMMAND, "env": env}, mechanism="timeslice"), "a", 20001, GPU).env
+    made = order(model({**COMMAND, "env": env}, mechanism="timeslice"), "a", 20001, [GPU]).env
     assert (made["MODE"], made["PORT"], made["PYTHONUNBUFFERED"]) == ("fast", "20001", "")
     assert made["CUDA_VISIBLE_DEVICES"] == "GPU-1"
-    plain = order(model(COMMAND), "a", 20001, VIRTUAL).env
+    plain = order(model(COMMAND), "a", 20001, [VIRTUAL]).env
     assert plain["PYTHONUNBUFFERED"] == "1"
     assert "CUDA_VISIBLE_DEVICES" not in plain
 
@@ -74,15 +74,15 @@ def test_the_environment_is_the_models_but_for_its_place_and_port() -> None:
 def test_programs_of_our_own_environment_are_found_last(monkeypatch: pytest.MonkeyPatch) -> None:
     own = str(Path(sys.executable).parent)
     monkeypatch.setenv("PATH", "/bin:/usr/bin")
-    assert order(model(COMMAND), "a", 1, VIRTUAL).env["PATH"] == f"/bin:/usr/bin:{own}"
+    assert order(model(COMMAND), "a", 1, [VIRTUAL]).env["PATH"] == f"/bin:/usr/bin:{own}"
     monkeypatch.setenv("PATH", f"{own}:/bin")
-    assert order(model(COMMAND), "a", 1, VIRTUAL).env["PATH"] == f"{own}:/bin"
+    assert order(model(COMMAND), "a", 1, [VIRTUAL]).env["PATH"] == f"{own}:/bin"
 
 
 def test_what_cannot_run_here_says_so() -> None:
     with pytest.raises(
         StartError, match=r"model digits: runtime\.image runs on Kubernetes only; give runtime\.command"
     ):
-        order(model({"kind": "command", "image": "ghcr.io/x/y:1"}), "a", 1, VIRTUAL)
+        order(model({"kind": "command", "image": "ghcr.io/x/y:1"}), "a", 1, [VIRTUAL])
     with pytest.raises(StartError, match=r"slice\.mechanism 'mig'"):
-        order(model(COMMAND, mechanism="mig"), "a", 1, GPU)
+        order(model(COMMAND, mechanism="mig"), "a", 1, [GPU])

@@ -19,23 +19,23 @@ GPU = Device("GPU-1-2-3", "node-a", "NVIDIA H200", 143771, mechanisms=frozenset(
 
 
 def test_timeslice_shows_the_process_its_gpu_alone() -> None:
-    settings = mechanisms.settings("timeslice", GPU, 50)
+    settings = mechanisms.settings("timeslice", [GPU], 50)
     assert settings.env == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "GPU-1-2-3"}
     assert settings.cpu_cores is None
 
 
 def test_virtual_compute_is_a_share_of_the_devices_cores() -> None:
-    settings = mechanisms.settings("virtual", VIRTUAL, 50)
+    settings = mechanisms.settings("virtual", [VIRTUAL], 50)
     assert (dict(settings.env), settings.cpu_cores) == ({}, 0.75)
-    assert cores(VIRTUAL, 100) == 1.5
-    assert cores(VIRTUAL, 0) is None, "best effort"
-    assert cores(GPU, 50) is None, "no cores are declared"
+    assert cores([VIRTUAL], 100) == 1.5
+    assert cores([VIRTUAL], 0) is None, "best effort"
+    assert cores([GPU], 50) is None, "no cores are declared"
 
 
 @pytest.mark.parametrize("mechanism", ["mps", "mig", "nonsense"])
 def test_another_mechanism_is_refused_with_the_known_ones(mechanism: str) -> None:
     with pytest.raises(StartError, match=f"slice.mechanism '{mechanism}' .* use timeslice or virtual"):
-        mechanisms.settings(mechanism, GPU, 50)
+        mechanisms.settings(mechanism, [GPU], 50)
 
 
 @pytest.mark.parametrize(

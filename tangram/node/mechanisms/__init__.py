@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from packer.inventory import Device
@@ -15,17 +15,17 @@ from tangram.node.mechanisms.slices import SliceSettings
 
 __all__ = ["SliceSettings", "settings"]
 
-_MECHANISMS: Final[Mapping[str, Callable[[Device, int], SliceSettings]]] = {
+_MECHANISMS: Final[Mapping[str, Callable[[Sequence[Device], int], SliceSettings]]] = {
     "timeslice": timeslice.settings,
     "virtual": virtual.settings,
 }
 
 
-def settings(mechanism: str, device: Device, compute: int) -> SliceSettings:
-    """Settings of a Slice with `compute` percent of a Device; StartError for a mechanism this machine does not have."""
+def settings(mechanism: str, devices: Sequence[Device], compute: int) -> SliceSettings:
+    """Settings of a Slice with `compute` percent of each Device; StartError for a mechanism that is not there."""
     try:
         give = _MECHANISMS[mechanism]
     except KeyError:
         known = " or ".join(sorted(_MECHANISMS))
         raise StartError(f"slice.mechanism {mechanism!r} has no processes on this machine; use {known}") from None
-    return give(device, compute)
+    return give(devices, compute)

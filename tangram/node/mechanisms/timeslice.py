@@ -6,10 +6,12 @@ kept by trust and measurement.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from packer.inventory import Device
 from tangram.node.mechanisms.slices import SliceSettings
 
 
-def settings(device: Device, compute: int) -> SliceSettings:
-    """Show the process this GPU alone; `compute` guides placement and is not held."""
-    return SliceSettings({"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": device.id})
+def settings(devices: Sequence[Device], compute: int) -> SliceSettings:
+    """Show the process these GPUs alone, numbered in this order; `compute` guides placement and is not held."""
+    return SliceSettings({"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(d.id for d in devices)})

@@ -15,7 +15,7 @@ import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -34,9 +34,9 @@ _LEAST_QUOTA_US: Final = 1000
 _ENTER: Final = f'echo 0 > "$0/cgroup.procs" || export {CPU_CORES}="$1"; shift; exec "$@"'
 
 
-def settings(device: Device, compute: int) -> SliceSettings:
-    """Cores for this percent of the device's compute."""
-    return SliceSettings(cpu_cores=cores(device, compute))
+def settings(devices: Sequence[Device], compute: int) -> SliceSettings:
+    """Cores for this percent of the compute of all devices together."""
+    return SliceSettings(cpu_cores=cores(devices, compute))
 
 
 def cpu_max(limit: float) -> str:
