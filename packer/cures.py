@@ -39,7 +39,7 @@ def cures(inventory: Inventory, refused: NoFit, *, fixed: Collection[str] = (), 
     permanent = refused.permanent
     moves = None if permanent or most < 1 else make_room(inventory, request, fixed=fixed, most=most)
     bigger = None
-    if any(r.reason == "too-large" for r in refused.refusals):
+    if any(r.reason in ("too-large", "too-many") for r in refused.refusals):
         such = f"{request.memory_mib:,} MiB usable and {request.compute}% compute"
         bigger = f"a device with {such} would take it"
         if request.devices > 1:

@@ -34,6 +34,7 @@ Reason = Literal[
     "mixed",
     "unhealthy",
     "too-large",
+    "too-many",
     "mechanism",
     "label",
     "model",
@@ -41,7 +42,7 @@ Reason = Literal[
 #: From what the next departure may cure to what nothing cures.
 REASONS: Final[tuple[Reason, ...]] = get_args(Reason)
 _RANK: Final[Mapping[str, int]] = {reason: rank for rank, reason in enumerate(REASONS)}
-#: What no departure cures.
+#: What keeps a slice off a device for ever.
 _PERMANENT: Final[frozenset[Reason]] = frozenset({"model", "label", "mechanism", "too-large"})
 #: Of a Device that is refused for one of these, what is free does not count.
 _OUT_OF_REACH: Final[frozenset[Reason]] = frozenset({"model", "label", "mechanism", "unhealthy"})
@@ -167,7 +168,7 @@ def _refusal_of_several(
     most_ever = max((ever[t.device.node] for t in fitting), default=0)
     reason: Reason = "devices"
     if 0 < most_ever < request.devices:
-        reason, count = "too-large", f"no such node has more than {most_ever}"
+        reason, count = "too-many", f"no such node has more than {most_ever}"
     elif able:
         count = f"at most {max(now[t.device.node] for t in able)} of a node have room"
     else:
@@ -296,7 +297,7 @@ def _phrase(reason: Reason, tallies: Sequence[DeviceTally], request: SliceReques
             least = min(len(t.requests) for t in tallies)
             held = f"{least} slice{'s' if least > 1 else ''}"
             return f"{best} holds {held}, and the request takes whole devices"
-        case "devices":
+        case "devices" | "too-many":
             return f"fewer than {request.devices} devices of one node have room"
 
 

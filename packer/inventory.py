@@ -193,7 +193,7 @@ class ClassRefusal:
     devices: int
     reason: str
     """One of: model, label, mechanism, memory, compute, clients, host-cpu, host-memory, slots, occupied, devices,
-    unhealthy, too-large, mixed."""
+    unhealthy, too-large, too-many, mixed."""
     missing_mib: int = 0
     """Smallest shortfall of free memory over the class."""
     missing_compute: int = 0
@@ -211,7 +211,7 @@ class NoFit:
     @property
     def permanent(self) -> bool:
         """Whether no Device could take it even if empty."""
-        return all(r.reason in ("model", "label", "mechanism", "too-large") for r in self.refusals)
+        return all(r.reason in ("model", "label", "mechanism", "too-large", "too-many") for r in self.refusals)
 
     def __str__(self) -> str:
         return "; ".join(r.text for r in self.refusals) or "the fleet has no devices"

@@ -1,8 +1,9 @@
 """Moves that let a request in where nothing fits: the library's entry to `exact` (small fleets) and `tenants` (large).
 
 Every plan is ordered make-before-break: at no step is a device oversold, though each mover holds two slices while it
-moves. On fleets of up to 16 devices the plan has the fewest moves there are; on larger ones few moves of small slices,
-found by search. Slices of MIG are moved for each other only (`partition`).
+moves. On fleets of up to 16 devices the plan has the fewest moves there are; for a request for whole devices it empties
+those that take the fewest (`clear`). On larger ones few moves of small slices are found by search. Slices of MIG are
+moved for each other only (`partition`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from packer.clear import clear
 from packer.exact import least_moves
 from packer.fit import check_request
 from packer.inventory import Inventory, MovePlan, SliceRequest
@@ -43,6 +45,8 @@ def make_room(
     fixed = {*fixed, *(p.request.id for p in inventory.placements if p.request.mechanism == "mig")}
     if len(inventory.devices) <= SMALL and request.devices == 1:
         return least_moves(inventory, request, fixed, most)
+    if len(inventory.devices) <= SMALL and request.whole:
+        return clear(inventory, request, fixed, most)
     from packer.fleet import Fleet
 
     return Fleet.of(inventory, mix=mix, fixed=fixed).make_room(request, most)

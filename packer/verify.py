@@ -243,9 +243,10 @@ def _reason_holds(reason: str, request: SliceRequest, device: Device, inventory:
         case "occupied":
             return request.whole and bool(here)
         case "too-large":
-            empty, host = replace(device, healthy=True), replace(node, schedulable=True)
-            if not _would_take(host, empty, (empty,), (), request):
-                return True
+            empty = replace(device, healthy=True)
+            return not _would_take(replace(node, schedulable=True), empty, (empty,), (), request)
+        case "too-many":
+            host = replace(node, schedulable=True)
             beside = tuple(replace(d, healthy=True) for d in inventory.devices if d.node == node.name)
             return sum(_would_take(host, d, beside, (), request) for d in beside) < request.devices
         case "slots":

@@ -394,6 +394,7 @@ _FIELDS = {
     "model": "spec.slice.deviceSelector.models",
     "label": "spec.slice.deviceSelector.matchLabels",
     "mechanism": "spec.slice.mechanism",
+    "too-many": "spec.slice.devices",
 }
 
 

@@ -380,8 +380,8 @@ class Draft:
             self._let_go(replica, f"{want.wanted}, {len(new)} there")
             new.remove(replica)
         ready_new = sum(r.phase is Phase.READY for r in new)
-        surplus = ready_new + len(old) - count
-        for replica in victims(old, surplus):
+        replaced = victims(old, ready_new + len(old) - count)
+        for replica in replaced:
             self._let_go(replica, f"replaced by revision {revision}")
             old.remove(replica)
         missing = count - len(new)
@@ -389,7 +389,7 @@ class Draft:
         if missing <= 0:
             return
         gotten = self._grow(want, min(missing, surge), replicas) if surge > 0 else 0
-        leaving = any(r.phase in (Phase.DRAINING, Phase.STOPPING) for r in replicas)
+        leaving = bool(replaced) or any(r.phase in (Phase.DRAINING, Phase.STOPPING) for r in replicas)
         coming = len(new) > ready_new
         full = want.model.name in self._refusals
         if full and not gotten and not leaving and not coming and old:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from packer.cures import cures
 from packer.inventory import Device, Inventory, Node, NoFit, Placement, SliceRequest
@@ -76,6 +78,7 @@ def test_more_devices_than_any_node_has_is_said_with_the_number() -> None:
     (refused,) = place(fleet, [whole(devices=3)])
     assert isinstance(refused, NoFit)
     assert refused.permanent
+    assert {r.reason for r in refused.refusals} == {"too-large", "too-many"}
     assert verify_refusal(fleet, refused) == []
     assert "the slice needs 3 devices of one node, and no such node has more than 2" in str(refused)
     assert "500 MiB of memory is more than the 300 MiB of such a device" in str(refused)
@@ -113,6 +116,52 @@ def test_moves_empty_the_devices() -> None:
     assert verify_plan(fleet, plan) == []
     assert set(plan.placement.all_devices) == {"a/gpu-0", "a/gpu-1"}
     assert verify(carry_out(fleet, plan)) == []
+
+
+def test_moves_within_the_node() -> None:
+    """Two of three devices are wanted, and two hold a slice each: one goes beside the other."""
+    fleet = held(machine(1_000, 1_000, 1_000), small("s", "n/gpu-0", 300), small("t", "n/gpu-2", 500))
+    plan = make_room(fleet, whole())
+    assert plan is not None and [m.instance for m in plan.moves] == ["s"]
+    assert verify_plan(fleet, plan) == []
+    assert make_room(fleet, whole(), fixed={"s", "t"}) is None
+    assert make_room(fleet, whole(), most=0) is None
+    assert make_room(held(machine(1_000, 1_000), small("s", "n/gpu-0"), small("t", "n/gpu-1")), whole()) is None
+
+
+def test_moves_of_others_where_the_tenants_of_no_set_fit_elsewhere() -> None:
+    """gpu-0 and gpu-1 are linked by nothing but that their tenants are few; a third has to step aside first."""
+    fleet = held(
+        machine(1_000, 1_000, 1_000, 1_000, reserve=0),
+        small("a", "n/gpu-0", 600),
+        small("b", "n/gpu-2", 500),
+        small("c", "n/gpu-3", 350),
+        small("d", "n/gpu-3", 200),
+    )
+    plan = make_room(fleet, whole())
+    assert plan is not None
+    assert verify_plan(fleet, plan) == []
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(50, 600), st.sampled_from((0, 20, 50))), max_size=6),
+    st.integers(2, 3),
+    st.sets(st.integers(0, 5), max_size=2),
+)
+def test_plans_for_whole_devices_hold_at_every_step(
+    slices: list[tuple[int, int, int]], devices: int, fixed: set[int]
+) -> None:
+    fleet = machine(1_000, 1_000, 800, 1_000)
+    for number, (on, memory, compute) in enumerate(slices):
+        lies = small(f"s{number}", f"n/gpu-{on}", memory)
+        more = held(fleet, replace(lies, request=replace(lies.request, compute=compute)))
+        fleet = fleet if verify(more) else more
+    stays = {f"s{n}" for n in fixed}
+    plan = make_room(fleet, whole(devices=devices), fixed=stays)
+    if plan is not None:
+        assert verify_plan(fleet, plan) == []
+        assert not stays & {m.instance for m in plan.moves}
 
 
 def test_trials_place_as_the_placer_does() -> None:
