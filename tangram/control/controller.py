@@ -69,7 +69,7 @@ class Controller:
         self._tenancy = tenancy
         self._term = term
         self._gateway = gateway
-        self._discovered = discovered
+        self.discovered = discovered
         self._started_at = time.time()
         self.adopting = True
 
@@ -198,7 +198,7 @@ class Controller:
         """
         state = self._state
         fleet = documents.fleet or state.fleet
-        inventory = convert.inventory(fleet, self._discovered)
+        inventory = convert.inventory(fleet, self.discovered)
         kept = [
             e.model for n, e in state.models.items() if n not in remove and n not in {m.name for m in documents.models}
         ]
@@ -218,6 +218,12 @@ class Controller:
             gone = [n for n in remove if n in state.models]
             self._commit(documents, inventory, gone, remove_tenants, direct=direct)
         return ApplyView(applied=tuple(changes))
+
+    def rediscovered(self, devices: Sequence[Device]) -> None:
+        """The machine's GPUs are these now, and as well as this."""
+        self.discovered = devices
+        self._state.inventory = convert.inventory(self._state.fleet, devices)
+        self._loop.nudge()
 
     def _check(self, documents: Documents, kept: Sequence[Model], inventory: Inventory) -> None:
         problems = []

@@ -30,7 +30,6 @@ from aiohttp import web
 
 from gateway.heartbeat import Heartbeat
 from gateway.wire import Report, parse_down
-from packer.inventory import Device
 from tangram.control.api import make_app
 from tangram.control.controller import Controller
 from tangram.control.logs import set_up_logging
@@ -46,8 +45,9 @@ from tangram.control.wire_server import WireServer
 from tangram.core import convert
 from tangram.core.demand import DemandTracker
 from tangram.core.replica import Phase, Replica
+from tangram.node import health
 from tangram.node.backend import InstanceRecord, InstanceStatus
-from tangram.node.discover import discover
+from tangram.node.discover import Discovery, discover
 from tangram.node.launch import order
 from tangram.node.local import LocalBackend
 from tangram.node.logs import rotate
@@ -58,6 +58,8 @@ log = logging.getLogger("tangram.controller")
 UNUSABLE: Final = 2
 #: Our own logs and the socket are looked at this often.
 HOUSE_S: Final = 30.0
+#: Whether the GPUs are still there is looked at this often.
+HEALTH_S: Final = 5.0
 
 
 class Unusable(Exception):
@@ -106,24 +108,29 @@ async def _run(options: argparse.Namespace) -> None:
         turning = asyncio.create_task(parts.loop.run(), name="loop")
         asking = asyncio.create_task(Prometheus(parts.loop.state).run(), name="prometheus")
         keeping = asyncio.create_task(_keep_house(paths, options.workers, parts.wire), name="house")
+        watching = asyncio.create_task(_watch_devices(parts.controller, parts.found), name="devices")
         # What is alive now lives as long as the process: the collector need not walk it again and again.
         gc.collect()
         gc.freeze()
         told = await asked.get()
         if told == signal.SIGINT:
             await _stop_replicas(parts, asked)
-        for task in (turning, asking, keeping):
+        tasks = (turning, asking, keeping, watching)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(turning, asking, keeping, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         log.info("controller ends; %s", "replicas were stopped" if told == signal.SIGINT else "replicas go on")
 
 
 class _Parts:
-    def __init__(self, controller: Controller, loop: ControlLoop, wire: WireServer, backend: LocalBackend) -> None:
+    def __init__(
+        self, controller: Controller, loop: ControlLoop, wire: WireServer, backend: LocalBackend, found: Discovery
+    ) -> None:
         self.controller = controller
         self.loop = loop
         self.wire = wire
         self.backend = backend
+        self.found = found
 
     async def close(self) -> None:
         await self.loop.close()
@@ -135,10 +142,10 @@ async def _assemble(options: argparse.Namespace, paths: StatePaths, store: Store
     """Read the store, find the replicas again, apply the file; everything is at rest until the loop runs."""
     loop = asyncio.get_running_loop()
     term = store.next_term(above=_term_in_use(paths, options.workers))
-    discovered = _discovered()
+    found = _discovered()
     fleet = store.fleet()
     state = ControllerState(
-        inventory=convert.inventory(fleet, discovered),
+        inventory=convert.inventory(fleet, found.devices),
         fleet=fleet,
         demand=DemandTracker(loop.time()),
         ordinals=store.ordinals(),
@@ -172,13 +179,13 @@ async def _assemble(options: argparse.Namespace, paths: StatePaths, store: Store
         tenancy,
         term=term,
         gateway=f"{options.gateway_scheme}://{options.listen}",
-        discovered=discovered,
+        discovered=found.devices,
     )
     await _adopt(state, store, backend)
     _apply_file(options.file, controller, store)
     controller.adopting = False
     log.info("term %d begins with %d models and %d replicas", term, len(state.models), len(state.replicas))
-    return _Parts(controller, control, wire, backend)
+    return _Parts(controller, control, wire, backend, found)
 
 
 def _term_in_use(paths: StatePaths, workers: int) -> int:
@@ -190,11 +197,25 @@ def _term_in_use(paths: StatePaths, workers: int) -> int:
     return max(terms)
 
 
-def _discovered() -> Sequence[Device]:
+def _discovered() -> Discovery:
     found = discover(socket.gethostname())
     for reason in found.reasons:
         log.info("GPUs: %s", reason)
-    return found.devices
+    return found
+
+
+async def _watch_devices(controller: Controller, found: Discovery) -> None:
+    """Tell the controller when a GPU is not there any more, or there again; not on machines without a driver."""
+    watched = health.Watched(found.devices)
+    while found.usable or watched.devices:
+        await asyncio.sleep(HEALTH_S)
+        found = await asyncio.to_thread(discover, socket.gethostname())
+        after = health.look(watched, found)
+        for change in health.changes(watched, after):
+            log.warning("GPUs: %s", change)
+        if after.devices != watched.devices:
+            controller.rediscovered(after.devices)
+        watched = after
 
 
 async def _adopt(state: ControllerState, store: Store, backend: LocalBackend) -> None:

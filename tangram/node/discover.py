@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from packer.inventory import Device
-from tangram.node.links import nvlinks
+from tangram.node.links import distances, nvlinks
 
 _MIB: Final = 1024 * 1024
 
@@ -23,6 +23,8 @@ class Discovery:
 
     devices: tuple[Device, ...]
     reasons: tuple[str, ...] = ()
+    usable: bool = True
+    """Whether NVML could be asked at all."""
 
 
 def discover(node: str, nvml: Any = None) -> Discovery:
@@ -32,13 +34,15 @@ def discover(node: str, nvml: Any = None) -> Discovery:
             nvml = importlib.import_module("pynvml")
         except ImportError:
             return Discovery(
-                (), ("NVML's Python binding is not installed; install tangram-serving[nvidia] to use GPUs",)
+                (),
+                ("NVML's Python binding is not installed; install tangram-serving[nvidia] to use GPUs",),
+                usable=False,
             )
     try:
         nvml.nvmlInit()
     except nvml.NVMLError as error:
-        return Discovery((), (f"NVML cannot be used: {error}",))
-    devices, reasons, handles = [], [], {}
+        return Discovery((), (f"NVML cannot be used: {error}",), usable=False)
+    devices, reasons, handles, usable = [], [], {}, True
     try:
         driver = nvml.nvmlSystemGetDriverVersion()
         for index in range(nvml.nvmlDeviceGetCount()):
@@ -48,14 +52,16 @@ def discover(node: str, nvml: Any = None) -> Discovery:
                 handles[devices[-1].id] = handle
             except nvml.NVMLError as error:
                 reasons.append(f"GPU {index} is left out: {error}")
-        links = nvlinks(nvml, handles) if len(handles) > 1 else {}
-        devices = [replace(d, links=links[d.id]) if links.get(d.id) else d for d in devices]
+        if len(handles) > 1:
+            links, far = nvlinks(nvml, handles), distances(nvml, handles)
+            devices = [replace(d, links=links[d.id], distances=far[d.id]) for d in devices]
     except nvml.NVMLError as error:
         reasons.append(f"NVML cannot be used: {error}")
+        usable = False
     finally:
         with contextlib.suppress(nvml.NVMLError):
             nvml.nvmlShutdown()
-    return Discovery(tuple(devices), tuple(reasons))
+    return Discovery(tuple(devices), tuple(reasons), usable)
 
 
 def _device(nvml: Any, handle: Any, index: int, node: str, driver: str) -> Device:

@@ -1,15 +1,20 @@
-"""How the GPUs of a machine are linked: NVLinks between each pair, as NVML tells.
+"""How the GPUs of a machine are linked: NVLinks between each pair, and how far apart they are over PCIe, as NVML tells.
 
 A GPU has up to some dozen NVLinks, each of which ends at another GPU (told by its PCI address) or at an NVSwitch, which
 joins every GPU that has links to a switch: two such GPUs reach each other by as many links as the one with fewer has.
-A pair without NVLinks talks over PCIe and is left out. What a driver does not tell counts as no link; it never fails.
+A pair without NVLinks talks over PCIe and is left out. Of the way over PCIe NVML knows the level of the common
+ancestor: a switch, several, the host bridge, the NUMA node, or the whole system. What a driver does not tell counts as
+no link, or as a distance that is not known; it never fails.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from itertools import combinations
 from typing import Any
+
+from packer.inventory import Distance
 
 _LAST_LINK = 36
 
@@ -30,6 +35,18 @@ def nvlinks(nvml: Any, handles: Mapping[str, Any]) -> dict[str, dict[str, int]]:
     for a in handles:
         counts = {b: direct[a][b] + min(switched[a], switched[b]) for b in handles if b != a}
         found[a] = {b: count for b, count in counts.items() if count}
+    return found
+
+
+def distances(nvml: Any, handles: Mapping[str, Any]) -> dict[str, dict[str, Distance]]:
+    """By uuid of each GPU: how far each other GPU is over PCIe, where NVML tells."""
+    found: dict[str, dict[str, Distance]] = {uuid: {} for uuid in handles}
+    for a, b in combinations(handles, 2):
+        try:
+            far = Distance(nvml.nvmlDeviceGetTopologyCommonAncestor(handles[a], handles[b]))
+        except (nvml.NVMLError, ValueError):
+            continue
+        found[a][b] = found[b][a] = far
     return found
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from packer.inventory import Placement, SliceRequest
+from packer.inventory import Distance, Placement, SliceRequest
 from packer.place import place
 from tangram.core import convert
 from tangram.node.discover import Discovery, discover
@@ -105,6 +105,13 @@ class FakeNvml:
     def nvmlDeviceGetNvLinkRemotePciInfo(self, handle: dict[str, Any], link: int) -> SimpleNamespace:  # noqa: N802
         return SimpleNamespace(busId=f"0000:{self._link(handle, link)}a:00.0".encode())
 
+    def nvmlDeviceGetTopologyCommonAncestor(self, one: dict[str, Any], other: dict[str, Any]) -> int:  # noqa: N802
+        if one.get("old"):
+            raise FunctionNotFound
+        if one.get("board", 1) == other.get("board", 2):
+            return 0
+        return 10 if one.get("switch") == other.get("switch") else 35 if "odd" in one else 40
+
     def nvmlDeviceGetMigMode(self, handle: dict[str, Any]) -> tuple[int, int]:  # noqa: N802
         if "mig" not in handle:
             raise NotSupported
@@ -175,6 +182,40 @@ def test_a_replica_of_two_devices_gets_the_nvlink_pair() -> None:
     assert set(lies.all_devices) == {"GPU-1", "GPU-3"}
 
 
+def test_distances_over_pcie_are_as_nvml_has_them() -> None:
+    nvml = FakeNvml(gpu(0, switch=1), gpu(1, switch=1), gpu(2, switch=2, board=7), gpu(3, switch=2, board=7))
+    zero, one, two, three = discover("n", nvml).devices
+    assert zero.distances == {"GPU-1": Distance.PIX, "GPU-2": Distance.NODE, "GPU-3": Distance.NODE}
+    assert one.distances["GPU-0"] is Distance.PIX
+    assert (two.distances["GPU-3"], three.distances["GPU-2"]) == (Distance.BOARD, Distance.BOARD)
+
+
+def test_a_distance_that_is_not_told_or_not_known_is_left_out() -> None:
+    zero, one, two = discover("n", FakeNvml(gpu(0, old=True), gpu(1, odd=True, switch=1), gpu(2, switch=2))).devices
+    assert (zero.distances, one.distances, two.distances) == ({}, {}, {})
+
+
+def test_the_numbers_of_distances_are_those_of_nvml() -> None:
+    pynvml = pytest.importorskip("pynvml")
+    names = {
+        "BOARD": "INTERNAL",
+        "PIX": "SINGLE",
+        "PXB": "MULTIPLE",
+        "PHB": "HOSTBRIDGE",
+        "NODE": "NODE",
+        "SYS": "SYSTEM",
+    }
+    assert {d.name: int(d) for d in Distance} == {n: getattr(pynvml, f"NVML_TOPOLOGY_{t}") for n, t in names.items()}
+
+
+def test_a_replica_of_two_devices_gets_those_behind_one_switch() -> None:
+    nvml = FakeNvml(gpu(0, switch=1), gpu(1, switch=2), gpu(2, switch=3), gpu(3, switch=2))
+    inventory = convert.inventory(None, discover("n", nvml).devices)
+    (lies,) = place(inventory, [SliceRequest("wide-1", "wide", 1024, mechanism="timeslice", devices=2)])
+    assert isinstance(lies, Placement)
+    assert set(lies.all_devices) == {"GPU-1", "GPU-3"}
+
+
 def test_a_gpu_that_is_lost_leaves_the_others() -> None:
     nvml = FakeNvml(gpu(0), gpu(1, lost=NVMLError("GPU is lost")), gpu(2))
     found = discover("n", nvml)
@@ -185,7 +226,7 @@ def test_a_gpu_that_is_lost_leaves_the_others() -> None:
 
 def test_without_a_driver_there_is_a_reason() -> None:
     found = discover("n", FakeNvml(init=NVMLError("Driver Not Loaded")))
-    assert found == Discovery((), ("NVML cannot be used: Driver Not Loaded",))
+    assert found == Discovery((), ("NVML cannot be used: Driver Not Loaded",), usable=False)
 
 
 def test_a_failing_shutdown_loses_nothing() -> None:
