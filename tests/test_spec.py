@@ -651,3 +651,68 @@ def test_where_prometheus_is_has_to_be_an_address(tmp_path: Path) -> None:
     fleet = load_documents(file).fleet
     assert fleet is not None and fleet.spec.prometheus is not None
     assert fleet.spec.prometheus.bearer_token_file == str(tmp_path / "token")
+
+
+def test_a_replica_of_several_devices_takes_them_whole() -> None:
+    wide = model("spec.slice.devices", 2)
+    assert (wide.spec.slice.whole, wide.spec.slice.compute) == (True, 100)
+    assert Model.model_validate(wide.model_dump(mode="json", by_alias=True)) == wide
+    assert model("spec.slice", {"memory": {"request": "1Gi"}, "devices": 4, "compute": 100}).spec.slice.devices == 4
+    assert (model().spec.slice.devices, model().spec.slice.whole) == (1, False)
+
+
+def test_the_revision_of_a_model_of_one_device_is_what_it_was_before_there_were_several() -> None:
+    assert model("spec.slice.devices", 1).revision == model().revision == "179ac95d"
+    assert model("spec.slice.devices", 2).revision != model("spec.slice.devices", 3).revision != model().revision
+
+
+@pytest.mark.parametrize(
+    ("slice_", "told"),
+    [
+        ({"compute": 50}, "slice: compute 50: a replica of 2 devices takes them whole; leave compute out"),
+        ({"compute": 0}, "slice: compute 0: a replica of 2 devices takes them whole"),
+        ({"computeLimit": 100}, "computeLimit 100: a replica of 2 devices takes them whole and has nothing to grow to"),
+        ({"mechanism": "mig"}, "mechanism mig: a replica of 2 devices takes them whole, and MIG gives parts"),
+        ({"memory": {"request": "1Gi", "limit": "2Gi"}}, "memory.limit 2Gi: a replica of 2 devices takes them whole"),
+        ({"devices": 0}, "slice.devices: 0: input should be greater than or equal to 1"),
+        ({"devices": "two"}, "slice.devices: 'two'"),
+        ({"devices": 1.5}, "slice.devices: 1.5"),
+    ],
+)
+def test_parts_of_several_devices_are_refused(slice_: dict[str, Any], told: str) -> None:
+    document = changed(model_document(), "spec.slice", {"memory": {"request": "256Mi"}, "devices": 2, **slice_})
+    text = refusal(document)
+    assert told in text
+    assert "\n" not in text
+
+
+def board(*links: dict[str, Any]) -> dict[str, Any]:
+    devices = [{"name": f"gpu-{i}", "memory": "8Gi", "cores": 1} for i in range(4)]
+    return changed(changed(fleet_document(), "spec.nodes.0.devices", devices), "spec.nodes.0.links", list(links))
+
+
+def test_devices_are_linked_by_nvlink_or_a_way_over_pcie() -> None:
+    node = Fleet.model_validate(
+        board(
+            {"devices": ["gpu-0", "gpu-1"], "nvlinks": 4},
+            {"devices": ["gpu-0", "gpu-2"]},
+            {"devices": ["gpu-0", "gpu-1", "gpu-2"], "distance": "NODE"},
+            {"devices": ["gpu-1", "gpu-2"], "distance": "PIX"},
+        )
+    ).spec.nodes[0]
+    assert node.links_of("gpu-0") == {"gpu-1": 4, "gpu-2": 1}
+    assert node.links_of("gpu-1") == {"gpu-0": 4}
+    assert {n: d.value for n, d in node.distances_of("gpu-1").items()} == {"gpu-0": "NODE", "gpu-2": "PIX"}
+    assert node.distances_of("gpu-3") == {}
+
+
+@pytest.mark.parametrize(
+    ("link", "told"),
+    [
+        ({"distance": "NEAR"}, "links[0].distance: 'NEAR': input should be 'PIX', 'PXB', 'PHB', 'NODE' or 'SYS'"),
+        ({"nvlinks": 0}, "links[0]: nvlinks 0 says nothing without a distance; give one, or leave the entry out"),
+        ({"nvlinks": -1}, "links[0].nvlinks: -1"),
+    ],
+)
+def test_a_link_that_says_nothing_is_refused(link: dict[str, Any], told: str) -> None:
+    assert told in refusal(board({"devices": ["gpu-0", "gpu-1"], **link}))

@@ -206,8 +206,10 @@ def _discovered() -> Discovery:
 
 async def _watch_devices(controller: Controller, found: Discovery) -> None:
     """Tell the controller when a GPU is not there any more, or there again; not on machines without a driver."""
+    if not found.usable and not found.devices:
+        return
     watched = health.Watched(found.devices)
-    while found.usable or watched.devices:
+    while True:
         await asyncio.sleep(HEALTH_S)
         found = await asyncio.to_thread(discover, socket.gethostname())
         after = health.look(watched, found)

@@ -65,3 +65,21 @@ def test_a_file_without_a_fleet(tangram: Tangram, fakes: Any, tmp_path: Path) ->
     ran = tangram("pack", "models.yaml")
     assert ran.code == 2
     assert "declares no Fleet" in ran.err
+
+
+def test_a_model_of_several_devices(tangram: Tangram, fakes: Any, tmp_path: Path) -> None:
+    devices = [{"name": f"gpu-{i}", "memory": "1Gi", "cores": 1} for i in range(4)]
+    links = [{"devices": ["gpu-0", "gpu-2"], "nvlinks": 2}]
+    fleet = {"kind": "Fleet", "metadata": {"name": "f"}}
+    fleet["spec"] = {"nodes": [{"name": "node-a", "devices": devices, "links": links}]}
+    document = fakes.model_document()
+    document["spec"]["slice"] = {"memory": {"request": "128Mi"}, "devices": 2}
+    (tmp_path / "fleet.yaml").write_text(yaml.safe_dump_all([fleet, document]))
+    view = json.loads(tangram("pack", "fleet.yaml", "-o", "json").out)
+    (replica,) = view["replicas"]
+    assert (set(replica["devices"]), replica["memory"]) == ({"node-a/gpu-0", "node-a/gpu-2"}, 2048)
+    assert "2 devices joined by 2 NVLinks" in replica["why"]
+    assert view["room"] == {"digits": 1}
+    text = tangram("pack", "fleet.yaml", "--models", "digits=3").out
+    assert "2x100%" in text and "node-a/gpu-0,gpu-2" in text and "4 whole devices" in text
+    assert "No place:" in text

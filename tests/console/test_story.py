@@ -46,3 +46,13 @@ def test_advice_is_said_with_what_is_kept(fakes: Any) -> None:
     text = explain(fakes, previous=2, wanted=5, desired=2, granted=2, refused=())
     assert "it would be 5 replicas, 2 there at the time; advisory, so 2 are kept" in text
     assert "room for" not in text
+
+
+def test_which_devices_a_replica_spans_and_how_they_are_linked(fakes: Any) -> None:
+    devices = ("node-a/gpu-2", "node-a/gpu-3")
+    replica = fakes.a_replica(
+        devices=devices, device=devices[0], memory_request=2048, links="2 devices joined by 4 NVLinks"
+    )
+    latest = fakes.a_decision()
+    text = story(ExplainView(model="digits", at=fakes.NOW, summary="s", latest=latest, replicas=(replica,)))
+    assert "holds node-a/gpu-2, node-a/gpu-3 whole (2Gi): 2 devices joined by 4 NVLinks" in text

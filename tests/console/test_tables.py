@@ -93,3 +93,10 @@ def test_advice_stands_beside_the_count_that_is_kept(fakes: Any) -> None:
     kept, same = (model.model_copy(update={"desired": 2, "advised": count}) for count in (5, 2))
     assert "2 (would be 5)" in tables.table(tables.MODELS, [kept], 0.0)
     assert "would be" not in tables.table(tables.MODELS, [same], 0.0)
+
+
+def test_a_replica_of_several_devices_names_them(fakes: Any) -> None:
+    replica = fakes.a_replica(devices=("node-a/gpu-0", "node-a/gpu-1", "node-a/gpu-2"), compute=100)
+    short, wide = (tables.table(tables.REPLICAS, [replica], fakes.NOW, wide=w) for w in (False, True))
+    assert "node-a/gpu-0 +2" in short and "3x100%" in short
+    assert "node-a/gpu-0,node-a/gpu-1,node-a/gpu-2" in wide

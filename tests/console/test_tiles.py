@@ -136,3 +136,26 @@ def test_cells_are_shared_out_fully_and_fairly(weights: list[int], cells: int) -
         assert all(some)
     by_weight = sorted(zip(weights, counts, strict=True))
     assert all(b[1] >= a[1] - 1 for a, b in pairwise(by_weight))
+
+
+def test_a_replica_of_several_devices_fills_each_of_them() -> None:
+    taken = {"compute_requested": 100, "clients": 1}
+    devices = [
+        device("a/gpu-0", 8_192, memory_requested=8_192, distances={"a/gpu-1": "PIX"}, **taken),
+        device(
+            "a/gpu-1",
+            4_096,
+            memory_requested=4_096,
+            links={"a/gpu-2": 4},
+            distances={"a/gpu-0": "PIX", "a/gpu-2": "SYS"},
+            **taken,
+        ),
+    ]
+    both = ("a/gpu-0", "a/gpu-1")
+    replica = PackedReplicaView(
+        model="wide", replica="wide-1", device=both[0], devices=both, memory=12_288, compute=100, why=""
+    )
+    text = draw(devices, of_pack(PackView(replicas=(replica,), devices=tuple(devices), room={})))
+    assert all(set(bar) == {"A"} for bar in bars(text))
+    assert "  A a  wide  2 whole devices" in text
+    assert "a/gpu-1  virtual, 1 of 48 clients, 4 NVLinks to gpu-2, PIX to gpu-0\n" in text

@@ -69,3 +69,21 @@ def test_counts() -> None:
 def test_all_of_them_fit_a_column(value: float) -> None:
     assert len(units.duration(value)) <= 6
     assert len(units.memory(min(value, 1e7))) <= 6
+
+
+@pytest.mark.parametrize(
+    ("ids", "text"),
+    [
+        ((), ""),
+        (("a/gpu-0",), "a/gpu-0"),
+        (("a/gpu-0", "a/gpu-1"), "a/gpu-0,gpu-1"),
+        (("GPU-1", "GPU-2"), "GPU-1 +1"),
+        (("a/gpu-0", "a/gpu-1", "a/gpu-2"), "a/gpu-0 +2"),
+    ],
+)
+def test_devices(ids: tuple[str, ...], text: str) -> None:
+    assert units.devices(ids) == text
+
+
+def test_compute() -> None:
+    assert (units.compute(20, 1), units.compute(100, 4)) == ("20%", "4x100%")

@@ -115,3 +115,11 @@ async def test_the_admin_port_joins_its_workers(
     assert value(page, "gateway_requests_total", model="digits", code="200", worker="0") == 12
     assert [value(page, "gateway_worker_up", worker=w) for w in "01"] == [1, 0]
     assert value(page, "autoscaler_desired_replicas", model="digits") == 3
+
+
+def test_memory_is_stranded_beside_a_slice_when_models_take_whole_devices(fakes: Any) -> None:
+    document = fakes.model_document()
+    document["spec"]["slice"] = {"memory": {"request": "128Mi"}, "devices": 2}
+    models = [fakes.parse_documents([document]).models[0]]
+    assert stranded_mib(fakes.a_device(), models) == 872
+    assert stranded_mib(fakes.a_device(clients=0, memory_requested=0, compute_requested=0), models) == 0

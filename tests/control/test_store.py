@@ -115,3 +115,15 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(path: Path) -> Non
     with pytest.raises(StoreError, match="move the file away"):
         Store(path)
     assert path.read_text().startswith("not a database")
+
+
+def test_a_replica_of_several_devices_comes_back_with_all_of_them(path: Path, store: Store) -> None:
+    request = SliceRequest("wide-1", "wide", 100, compute=100, labels={}, devices=3, whole=True)
+    lies = Placement(request, "a/gpu-2", "a", more_devices=("a/gpu-0", "a/gpu-1"))
+    replica = replace(a_replica("wide-1"), model="wide", placement=lies)
+    store.put_replicas([replica])
+    store.close()
+    again = Store(path)
+    assert again.replicas() == [replica]
+    assert again.replicas()[0].placement.all_devices == ("a/gpu-2", "a/gpu-0", "a/gpu-1")
+    again.close()

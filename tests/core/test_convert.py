@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.wire import Hedge
-from packer.inventory import Device, Placement, SliceRequest
+from packer.inventory import Device, Distance, Placement, SliceRequest
 from packer.place import place
 from tangram.core import convert
 from tangram.core.replica import Phase, Replica
@@ -166,3 +166,39 @@ def test_absent_behavior_takes_the_defaults_and_given_rules_stay(make_model: Any
     assert given.behavior.down.stabilization_s == 0
     assert [(p.type, p.value, p.period_s) for p in given.behavior.down.policies] == [("Pods", 1, 10.0)]
     assert (given.max_replicas, given.target_qps, given.mode) == (5, 7.0, "honour")
+
+
+def test_a_model_of_several_devices_asks_for_them_whole(make_model: Any) -> None:
+    model = make_model(slice={"memory": {"request": "100Mi"}, "devices": 3})
+    asked = convert.slice_request(model, "digits-1")
+    assert (asked.devices, asked.whole, asked.compute, asked.memory_mib) == (3, True, 100, 100)
+    assert convert.slice_request(make_model(), "digits-1").whole is False
+
+
+def test_what_a_replica_of_several_devices_is_guaranteed() -> None:
+    devices = {
+        f"a/g{i}": Device(f"a/g{i}", "a", "virtual", 1000, reserve_mib=100 * i, labels={convert.CORES_LABEL: "300"})
+        for i in range(3)
+    }
+    wide = SliceRequest("w", "w", 50, compute=100, devices=2, whole=True)
+    lies = Placement(wide, "a/g1", "a", more_devices=("a/g2",))
+    assert convert.guaranteed_mib(lies, devices) == convert.limit_mib(lies, devices) == 900 + 800
+    assert convert.devices_of(lies, devices) == (devices["a/g1"], devices["a/g2"])
+    assert convert.cores(convert.devices_of(lies, devices), 100) == 0.6
+    assert convert.in_words(lies) == "a/g1 and a/g2"
+    small = Placement(SliceRequest("s", "s", 50, 80), "a/g0", "a")
+    assert (convert.guaranteed_mib(small, devices), convert.limit_mib(small, devices)) == (50, 80)
+
+
+def test_distances_and_health_that_a_fleet_declares_are_the_devices() -> None:
+    device = {"memory": "1Gi", "cores": 1}
+    devices = [{"name": f"g{i}", **device, "healthy": i != 1} for i in range(3)]
+    links = [{"devices": ["g0", "g2"], "distance": "PIX"}, {"devices": ["g0", "g1", "g2"], "distance": "PHB"}]
+    fleet = Fleet.model_validate(
+        {"metadata": {"name": "f"}, "spec": {"nodes": [{"name": "a", "devices": devices, "links": links}]}}
+    )
+    zero, one, two = convert.inventory(fleet).devices
+    assert zero.distances == {"a/g2": Distance.PIX, "a/g1": Distance.PHB}
+    assert two.distances == {"a/g0": Distance.PIX, "a/g1": Distance.PHB}
+    assert [d.healthy for d in (zero, one, two)] == [True, False, True]
+    assert zero.links == {}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,19 @@ def test_what_cannot_run_here_says_so() -> None:
         order(model({"kind": "command", "image": "ghcr.io/x/y:1"}), "a", 1, [VIRTUAL])
     with pytest.raises(StartError, match=r"slice\.mechanism 'mig'"):
         order(model(COMMAND, mechanism="mig"), "a", 1, [GPU])
+
+
+def test_a_replica_of_several_devices_sees_them_all_in_order() -> None:
+    gpus = [replace(GPU, id=f"GPU-{i}") for i in (7, 3, 5)]
+    runtime = {**COMMAND, "command": ["vllm", "--tensor-parallel-size", "{devices}"]}
+    made = order(model(runtime, mechanism="timeslice", devices=3), "a", 20001, gpus)
+    assert made.env["CUDA_VISIBLE_DEVICES"] == made.env["TANGRAM_DEVICES"] == "GPU-7,GPU-3,GPU-5"
+    assert made.argv == ("vllm", "--tensor-parallel-size", "3")
+
+
+def test_virtual_devices_add_up() -> None:
+    made = order(model(EMBEDDED, devices=2), "a", 20001, [VIRTUAL, replace(VIRTUAL, id="node-a/gpu-1")])
+    assert made.cpu_cores == 4.0
+    assert made.env["TANGRAM_DEVICES"] == "node-a/gpu-0,node-a/gpu-1"
+    assert "CUDA_VISIBLE_DEVICES" not in made.env
+    assert order(model(COMMAND), "a", 20001, [VIRTUAL]).argv[-1] == "{odd}"
