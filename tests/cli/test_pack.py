@@ -70,7 +70,7 @@ def test_a_file_without_a_fleet(tangram: Tangram, fakes: Any, tmp_path: Path) ->
 def test_a_model_of_several_devices(tangram: Tangram, fakes: Any, tmp_path: Path) -> None:
     devices = [{"name": f"gpu-{i}", "memory": "1Gi", "cores": 1} for i in range(4)]
     links = [{"devices": ["gpu-0", "gpu-2"], "nvlinks": 2}]
-    fleet = {"kind": "Fleet", "metadata": {"name": "f"}}
+    fleet: dict[str, Any] = {"apiVersion": "tangram.dev/v1alpha1", "kind": "Fleet", "metadata": {"name": "f"}}
     fleet["spec"] = {"nodes": [{"name": "node-a", "devices": devices, "links": links}]}
     document = fakes.model_document()
     document["spec"]["slice"] = {"memory": {"request": "128Mi"}, "devices": 2}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from packer.inventory import Placement, SliceRequest
+from packer.inventory import Device, Placement, SliceRequest
 from tangram.control.controller import Controller
 from tangram.control.facade import NotFound, NotRecorded
 from tangram.control.state import ControllerState
@@ -243,3 +244,26 @@ async def test_logs_are_those_of_replicas_that_are_or_were(controller: Controlle
     for name in ("digits-2", "../secret", ".hidden", ""):
         with pytest.raises(NotFound):
             controller.log_path(name)
+
+
+async def test_more_devices_than_any_node_has_are_refused_by_the_field(controller: Controller) -> None:
+    wide = a_model("wide")
+    wide["spec"]["slice"]["devices"] = 3
+    with pytest.raises(SpecError) as refused:
+        await controller.apply([a_fleet("g", "h"), wide])
+    assert str(refused.value) == (
+        "Model wide: spec.slice.devices: no device of the fleet could ever hold it: 2 x virtual of 1,024 MiB (node n): "
+        "the slice needs 3 devices of one node, and no such node has more than 2"
+    )
+    assert names(controller) == []
+
+
+async def test_gpus_that_are_not_there_any_more_are_unhealthy_devices(controller: Controller, around: Around) -> None:
+    gpus = tuple(Device(f"GPU-{i}", "host", "H200", 1000, mechanisms=frozenset({"timeslice"})) for i in range(2))
+    await controller.apply([a_fleet("g"), a_model()])
+    nudges = around.nudges
+    controller.rediscovered((gpus[0], replace(gpus[1], healthy=False)))
+    assert around.nudges > nudges
+    assert {d.id: d.healthy for d in controller.devices()} == {"n/g": True, "GPU-0": True, "GPU-1": False}
+    await controller.apply([a_fleet("g", "h")])
+    assert {d.id: d.healthy for d in controller.devices()}["GPU-1"] is False

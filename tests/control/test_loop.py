@@ -37,11 +37,13 @@ class Machine:
         self.starts: list[str] = []
         self.stops: list[str] = []
         self.cores: dict[str, float | None] = {}
+        self.devices: dict[str, str] = {}
 
     async def start(self, order: StartOrder) -> InstanceStatus:
         if self.refuses:
             raise StartError(self.refuses)
         self.starts.append(order.instance)
+        self.devices[order.instance] = order.env["TANGRAM_DEVICES"]
         pid = 1000 + len(self.starts)
         status = InstanceStatus(order.instance, order.model, pid, pid, order.port, InstancePhase.STARTING, 0.0)
         self.there[order.instance] = status
@@ -104,12 +106,14 @@ class World:
         self.loop = ControlLoop(self.state, store, self.node, self.gateway, self.ports, asyncio.Event())
         self.now = 0.0
 
-    def declare(self, name: str = "digits", memory: str = "400Mi", runtime: Any = (), **scaling: Any) -> None:
+    def declare(
+        self, name: str = "digits", memory: str = "400Mi", runtime: Any = (), devices: int = 1, **scaling: Any
+    ) -> None:
         document = {
             "metadata": {"name": name},
             "spec": {
                 "runtime": {"model": "/m.py", **dict(runtime)},
-                "slice": {"memory": {"request": memory}},
+                "slice": {"memory": {"request": memory}, "devices": devices},
                 "scaling": {"minReplicas": 0, "maxReplicas": 9, **scaling},
             },
         }
@@ -665,3 +669,61 @@ async def test_what_prometheus_says_decides_and_its_silence_holds(world: World) 
     assert sum(r.live for r in world.state.replicas.values()) == 3, "silence shrinks nothing"
     await seconds(30, 1.0)
     assert sum(r.live for r in world.state.replicas.values()) == 1
+
+
+async def test_a_replica_of_two_devices_is_recorded_started_and_shown_with_both(world: World) -> None:
+    world.declare("wide", replicas=1, devices=2)
+    await world.turn()
+    assert world.node.devices == {"wide-1": "n/gpu-0,n/gpu-1"}
+    (recorded,) = world.store.replicas()
+    assert recorded.placement.all_devices == ("n/gpu-0", "n/gpu-1")
+    world.node.all_ready()
+    world.node.becomes("wide-1", InstancePhase.READY, memory_mib=300.0)
+    await world.turn()
+    (replica,) = present.replica_views(world.state)
+    assert (replica.device, replica.devices) == ("n/gpu-0", ("n/gpu-0", "n/gpu-1"))
+    assert (replica.memory_request, replica.memory_limit, replica.compute) == (2000, 2000, 100)
+    views = present.device_views(world.state)
+    assert [(d.memory_requested, d.memory_used, d.compute_requested, d.clients) for d in views] == [
+        (1000, 150.0, 100, 1)
+    ] * 2
+    (decision,) = world.store.decisions("wide", 5)
+    assert decision.actions[0].startswith("start wide-1 on n/gpu-0 and n/gpu-1: ")
+    assert decision.placements[0].devices == ("n/gpu-0", "n/gpu-1")
+    # Of what both are guaranteed.
+    entry = world.state.models["wide"]
+    assert measure.measure_model(world.state, entry, world.now).device_memory == (15.0,)
+
+
+async def test_it_may_use_the_memory_of_both_devices_before_it_is_told_of(world: World) -> None:
+    world.declare("wide", memory="10Mi", replicas=1, devices=2)
+    await world.turn()
+    world.node.becomes("wide-1", InstancePhase.READY, memory_mib=1999.0)
+    await world.turn()
+    assert "OverMemoryLimit" not in {e.reason for e in world.store.events("wide", 9)}
+    world.node.becomes("wide-1", InstancePhase.READY, memory_mib=2001.0)
+    await world.turn()
+    (event,) = [e for e in world.store.events("wide", 9) if e.reason == "OverMemoryLimit"]
+    assert event.message == "uses 2001 MiB, more than the limit of 2000 MiB of its slice"
+
+
+async def test_whoever_lies_on_a_device_that_fails_goes_elsewhere(world: World) -> None:
+    world.declare(replicas=1)
+    await world.turn()
+    world.node.all_ready()
+    await world.turn()
+    broken = world.state.replicas["digits-1"].placement.device
+    there = world.state.inventory
+    world.state.inventory = replace(there, devices=tuple(replace(d, healthy=d.id != broken) for d in there.devices))
+    await world.turn()
+    assert world.node.starts == ["digits-1", "digits-2"]
+    assert world.endpoints() == {"digits-1": False}
+    world.node.all_ready()
+    await world.turn()
+    await world.turn()
+    assert world.endpoints() == {"digits-1": True, "digits-2": False}
+    world.gateway.empty.add("digits-1")
+    await world.turn()
+    await world.turn()
+    assert world.phases() == {"digits-2": Phase.READY}
+    assert world.state.replicas["digits-2"].placement.device != broken
