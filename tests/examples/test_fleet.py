@@ -16,6 +16,9 @@ from typing import Any
 
 import pytest
 
+from packer.inventory import Placement
+from tangram.core import convert
+from tangram.core.packing import pack
 from tangram.spec import Model, Protocol, load_documents
 
 from .conftest import EXAMPLES
@@ -105,6 +108,16 @@ def ask(model: Model, log: Path) -> bytes:
 
 def outputs(answer: bytes) -> dict[str, list[Any]]:
     return {output["name"]: output["data"] for output in json.loads(answer)["outputs"]}
+
+
+def test_the_example_of_several_devices_gives_each_replica_a_linked_pair() -> None:
+    documents = load_documents(EXAMPLES / "several-devices.yaml")
+    assert documents.fleet is not None
+    packed = pack(documents.models, convert.inventory(documents.fleet), {"ngram": 2})
+    first, second = (r.result for r in packed.replicas)
+    assert isinstance(first, Placement) and isinstance(second, Placement)
+    assert first.why.startswith("2 devices joined by 4 NVLinks")
+    assert second.why.startswith("2 devices behind one PCIe switch (PIX)")
 
 
 @pytest.mark.integration
