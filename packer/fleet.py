@@ -227,7 +227,7 @@ class Fleet:
         cost = column.cost
         options = []
         for i in sorted(crowded):
-            if (spot := self._on(request, shape, i)) is None:
+            if self.engine.spot_on(shape, i) is None or (spot := self._on(request, shape, i)) is None:
                 continue
             rank = (
                 any(self.devices[i][j].id in request.avoid for j in spot.devices),
@@ -284,7 +284,6 @@ class Fleet:
             return None
         if not shape.devices:
             return Spot(i, ())
-        engine.spot_on(shape, i)
         siblings = self._group_on_device if self._spread else Counter[tuple[str, int, int]]()
         burden = [
             _AVOIDED * (d.id in request.avoid) + siblings[request.group, i, j] for j, d in enumerate(self.devices[i])
@@ -342,8 +341,9 @@ class Fleet:
     ) -> Alternative:
         other = self.devices[node][device].id
         if request.devices > 1:
-            spot = self._on(request, shape_of(request), node)
-            linked = f"{self._joined(spot)}; " if spot is not None and self._linked else ""
+            _, fits = self.engine.fits(self.engine.column(shape_of(request)), np.array([node]))
+            able = sum(1 << j for j in fits[0].nonzero()[0].tolist())
+            linked = f"{self._links[node].best_words(able, request.devices)}; " if self._linked else ""
             why = words.passed_over(cost, least, siblings, request.group, avoided=False)
             return Alternative(f"node {self.nodes[node].name}", -cost, linked + why)
         avoided = other in request.avoid

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
-from hashlib import blake2b
 from itertools import combinations
 from math import comb
 from typing import Any, Final
@@ -96,11 +95,15 @@ class Links:
         """The strength of the best set of so many of the devices in the bit mask, as one number."""
         return self._strongest(able, count)[0]
 
+    def best_words(self, able: int, count: int) -> str:
+        """How the best such set is linked, as a person would say it."""
+        return self.words(self._strongest(able, count)[1][0])
+
     def best(self, able: Sequence[int], count: int, burden: Sequence[int], state: Sequence[Any]) -> tuple[int, ...]:
         """The set of so many devices that is linked best.
 
         For each device of the node `burden` is what matters more than links, the less the better, and `state` is what
-        settles ties: what it holds, the least first.
+        settles ties: what it holds, as numbers, the least first.
         """
         if len({burden[d] for d in able}) == 1:
             _, equals = self._strongest(sum(1 << d for d in able), count)
@@ -166,7 +169,7 @@ class Links:
     def _settled(self, tied: Sequence[tuple[int, ...]], able: Collection[int], state: Sequence[Any]) -> tuple[int, ...]:
         if len(tied) == 1:
             return tied[0]
-        colours = self._colours([_stable((value, d in able)) for d, value in enumerate(state)])
+        colours = self._colours([hash((value, d in able)) for d, value in enumerate(state)])
         return min(tied, key=lambda chosen: sorted(colours[d] for d in chosen))
 
     def _sets(self, able: Sequence[int], count: int) -> Iterable[tuple[int, ...]]:
@@ -186,7 +189,7 @@ class Links:
         colours = list(state)
         for _ in range(_ROUNDS):
             colours = [
-                _stable((own, sorted((pair, colours[b]) for b, pair in enumerate(self._pair[a]) if a != b)))
+                hash((own, tuple(sorted((pair, colours[b]) for b, pair in enumerate(self._pair[a]) if a != b))))
                 for a, own in enumerate(colours)
             ]
         return colours
@@ -205,7 +208,3 @@ _WORDS: Final = {
     Distance.NODE: "on one NUMA node (NODE)",
     Distance.SYS: "on different NUMA nodes (SYS)",
 }
-
-
-def _stable(value: object) -> int:
-    return int.from_bytes(blake2b(repr(value).encode(), digest_size=7).digest(), "big")
