@@ -57,6 +57,7 @@ def _replica(packed: packing.PackedReplica, devices: Mapping[str, Device]) -> Pa
         replica=packed.replica,
         device=result.device if isinstance(result, Placement) else None,
         devices=result.all_devices if isinstance(result, Placement) else (),
+        spans=request.devices,
         memory=convert.guaranteed_mib(result, devices)
         if isinstance(result, Placement)
         else request.memory_mib * request.devices,
@@ -74,7 +75,7 @@ def _devices(inventory: Inventory) -> tuple[DeviceView, ...]:
 
 
 def _compute(replica: PackedReplicaView) -> str:
-    return units.compute(replica.compute, len(replica.devices)) if replica.compute else units.NONE
+    return units.compute(replica.compute, replica.spans) if replica.compute else units.NONE
 
 
 def text(view: PackView, width: int | None) -> str:

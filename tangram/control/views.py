@@ -365,6 +365,8 @@ class PackedReplicaView(_View):
     """The first; None: it has no place."""
     devices: tuple[str, ...]
     """All; empty: it has no place."""
+    spans: int = 1
+    """Devices that it asks for."""
     memory: int
     """Of all its devices together."""
     compute: int
