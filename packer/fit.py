@@ -171,6 +171,8 @@ def _refusal_of_several(
         reason, count = "too-many", f"no such node has more than {most_ever}"
     elif able:
         count = f"at most {max(now[t.device.node] for t in able)} of a node have room"
+        if others := [t for t, found in zip(members, reasons, strict=True) if found]:
+            count += f" ({_in_groups(others, request)[0]})"
     else:
         return _refusal(members, request)
     first = members[0].device
@@ -217,24 +219,16 @@ def _profileless(device: Device, request: SliceRequest) -> bool:
 
 
 def _refusal(members: Sequence[DeviceTally], request: SliceRequest) -> ClassRefusal:
-    alike: dict[tuple[Reason, ...], list[DeviceTally]] = {}
     nearest: tuple[tuple[int, int, int, int], Reason] | None = None
     for tally in members:
         found = obstacles(tally, request)
-        alike.setdefault(tuple(o.reason for o in found), []).append(tally)
         first = found[0]
         distance = (max(_RANK[o.reason] for o in found), len(found), _RANK[first.reason], first.missing)
         if nearest is None or distance < nearest[0]:
             nearest = distance, first.reason
     assert nearest is not None
+    detail, alike = _in_groups(members, request)
     counted = [t for reasons, ts in alike.items() if not _OUT_OF_REACH & set(reasons) for t in ts]
-    groups = sorted(alike.items(), key=lambda item: (max(_RANK[r] for r in item[0]), len(item[0]), item[0]))
-    if len(groups) == 1:
-        detail = _words(*groups[0], request)
-    else:
-        detail = "; ".join(
-            f"{len(tallies)} of them: {_words(reasons, tallies, request)}" for reasons, tallies in groups
-        )
     first_device = members[0].device
     return ClassRefusal(
         device_class=first_device.model,
@@ -244,6 +238,20 @@ def _refusal(members: Sequence[DeviceTally], request: SliceRequest) -> ClassRefu
         missing_compute=min((max(0, request.compute - t.free_compute) for t in counted), default=0),
         text=f"{len(members)} x {first_device.model} of {first_device.memory_mib:,} MiB ({_where(members)}): {detail}",
     )
+
+
+def _in_groups(
+    members: Sequence[DeviceTally], request: SliceRequest
+) -> tuple[str, Mapping[tuple[Reason, ...], list[DeviceTally]]]:
+    """Why each of these Devices does not take the slice: in words, and by what is in its way."""
+    alike: dict[tuple[Reason, ...], list[DeviceTally]] = {}
+    for tally in members:
+        alike.setdefault(tuple(o.reason for o in obstacles(tally, request)), []).append(tally)
+    groups = sorted(alike.items(), key=lambda item: (max(_RANK[r] for r in item[0]), len(item[0]), item[0]))
+    if len(groups) == 1:
+        return _words(*groups[0], request), alike
+    texts = (f"{len(tallies)} of them: {_words(reasons, tallies, request)}" for reasons, tallies in groups)
+    return "; ".join(texts), alike
 
 
 def _where(members: Sequence[DeviceTally]) -> str:

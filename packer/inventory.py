@@ -121,7 +121,7 @@ class SliceRequest:
 
     def takes_mib(self, device: Device) -> int:
         """MiB that the Instance is guaranteed on a Device of its own."""
-        return device.usable_mib if self.whole else self.memory_mib
+        return max(device.usable_mib, self.memory_mib) if self.whole else self.memory_mib
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,7 +146,7 @@ def _wrong(placement: Placement, device: Device, node: Node, fresh: bool) -> lis
 
 def _takes(request: SliceRequest, device: Device) -> int:
     """MiB of the device that the Instance has to itself."""
-    return device.memory_mib - device.reserve_mib if request.whole else request.memory_mib
+    return max(device.memory_mib - device.reserve_mib, request.memory_mib) if request.whole else request.memory_mib
 
 
 def _overfull_device(device: Device, held: list[Placement]) -> list[str]:

@@ -255,6 +255,9 @@ async def test_more_devices_than_any_node_has_are_refused_by_the_field(controlle
         "Model wide: spec.slice.devices: no device of the fleet could ever hold it: 2 x virtual of 1,024 MiB (node n): "
         "the slice needs 3 devices of one node, and no such node has more than 2"
     )
+    wide["spec"]["slice"] = {"devices": 2, "memory": {"request": "2Gi"}}
+    with pytest.raises(SpecError, match=r"^Model wide: spec.slice.memory.request: no device .* 2,048 MiB of memory"):
+        await controller.apply([a_fleet("g", "h"), wide])
     assert names(controller) == []
 
 
