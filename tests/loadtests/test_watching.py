@@ -39,6 +39,7 @@ REPLICA = ReplicaView(
     phase="Ready",
     node="node-a",
     device="node-a/gpu-0",
+    devices=("node-a/gpu-0",),
     memory_request=100,
     memory_limit=100,
     compute=20,
