@@ -25,3 +25,5 @@ class Handover:
     """When it first asked for a place, where it has had its turn and could not be sent."""
     repeats: int = 0
     """How often it has been sent; a repeat goes over a new connection."""
+    broke: str = ""
+    """The endpoint that broke it off, where it is to be repeated."""

@@ -7,7 +7,8 @@ When all attempts fail before the first byte of a response:
 - the endpoint refused the connection: nothing was sent, so any request asks for a place again, for as long as it may
   wait in the queue. An endpoint that has just died thus costs time, not errors;
 - the connection broke: the request is repeated if that is safe and its body is at hand, as often as the model allows;
-  else 502. A repeat always goes over a new connection, and a rival counts as one;
+  else 502. A repeat always goes over a new connection, and a rival counts as one. Where it can only go to the endpoint
+  that has just broken, it waits a moment: a process that ends may take connections for a little longer than it answers;
 - no answer came in time: 504, never repeated.
 After the first byte there is no way back: the client's connection is cut, so that half an answer never looks whole.
 
@@ -20,6 +21,7 @@ uploaded each part that moves gives it the whole time anew. Then it holds betwee
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from dataclasses import dataclass
@@ -46,6 +48,8 @@ from gateway.waiting import ANYONE, Claim
 log = logging.getLogger("gateway.passage")
 
 _FLUSH_BYTES: Final = 64 * 1024
+#: Envoy's first repeat waits 25 ms at most; an ending process has closed its sockets by twice that.
+_PAUSE_S: Final = 0.05
 _LATE: Final = frozenset({Outcome.TIMED_OUT, Outcome.EXPIRED})
 
 
@@ -98,6 +102,8 @@ class Passage:
         self._hedge = entry.hedge if safe and not claim.key and not x.websocket else None
         self._entered: float | None = None
         self._fresh = False
+        self._broke = ""
+        """The endpoint that broke the last sending off."""
         self._failure = ""
         self._fault = 400
 
@@ -105,7 +111,7 @@ class Passage:
         """Go on where the fast path stopped."""
         self._entered = begun.entered
         self._repeats_left = max(0, self._repeats_left - begun.repeats)
-        self._fresh = begun.repeats > 0
+        self._fresh, self._broke = begun.repeats > 0, begun.broke
 
     async def run(self, result: Result) -> web.StreamResponse:
         """Send the request until it is answered, and say in `result` how it ended."""
@@ -148,7 +154,7 @@ class Passage:
                 return x.refuse(504, f"model {x.model!r} gave no answer in time", "timeout")
             if self._repeats_left > 0 and self.outgoing.body.rewindable:
                 self._repeats_left -= 1
-                self._fresh = True
+                self._fresh, self._broke = True, x.replica
                 self._hedge = None
                 self._served.meter.retries += 1
                 log.info("a request is repeated: %s", self._failure, extra=x.about())
@@ -173,6 +179,9 @@ class Passage:
         first = Attempt(self._engine, self.outgoing, lease, fresh=self._fresh)
         if self._hedge is None:
             try:
+                if lease.endpoint.id == self._broke:
+                    await asyncio.sleep(_PAUSE_S)
+                    self._broke = ""
                 await first.run()
                 return await self._conclude(first, first.sent_at)
             finally:

@@ -381,7 +381,7 @@ class Relay:
                 handover.entered = self.lease.since
             else:
                 plan.served.meter.retries += 1
-                handover.repeats = 1
+                handover.repeats, handover.broke = 1, self.lease.endpoint.id
                 log.info("a request is repeated: %s", why, extra=about)
             client.hand_over(self, handover, self.kept)
             return

@@ -119,6 +119,24 @@ async def test_a_broken_connection_is_repeated_on_another_replica(gateway, repli
     assert gateway.meter().codes == {200: 20}
 
 
+async def test_a_repeat_does_not_meet_the_same_replica_before_it_has_ended(gateway, replica, kit):
+    loop, good = asyncio.get_running_loop(), await replica()
+
+    async def die(seen, writer, reader):
+        # As a process that is killed: it resets what it holds, and a little later its port is closed.
+        loop.call_later(0.01, lambda: ending.append(loop.create_task(dying.stop())))
+        return "reset"
+
+    ending: list[asyncio.Task[None]] = []
+    dying = await replica(die)
+    gateway.model("m", dying)
+    asked = asyncio.create_task(gateway.ask(post(body=b"tensor")))
+    await kit.until(lambda: ending and ending[0].done())
+    gateway.model("m", good)
+    assert (await asked).body == b"tensor"
+    assert (len(dying.seen), len(good.seen)) == (1, 1)
+
+
 async def test_what_is_not_safe_to_repeat_is_sent_once(gateway, replica, kit):
     bad = await replica(kit.fixed(b"", "reset"))
     gateway.model("m", bad)
