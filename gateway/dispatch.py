@@ -96,6 +96,7 @@ class Dispatcher:
         if not self.table.newer(message):
             return None
         self.table.version = (message.term, message.number)
+        self.table.edition += 1
         effects = Effects()
         if isinstance(message, Snapshot | SettingsUpdate):
             self.table.settings = message.settings

@@ -1,111 +1,42 @@
-"""The fast path: plain requests for a model are passed on as bytes, from one protocol callback to the next.
+"""A client's connection with the fast path in front: aiohttp's, whose bytes go through a `Lane` first.
 
-It lies in front of the full path, in the same connection. Between two requests `FastConnection` looks at the bytes that
-come. A request whose head is plain (`gateway.plain`), for which nothing special is declared, and for which an endpoint
-has a place at this moment, becomes a `Relay`. Whatever else comes is given to aiohttp's parser as it came, and the full
-path does with it what it always does. The fast path never refuses what the full path takes, nor takes what that
-refuses: where it is not sure, it steps aside.
-
-To step aside is possible only while the parser of the full path has read no less and no more than whole requests. So
-the bytes that it gets are counted: `_due` is what is still to come of the request that it reads. Where that cannot be
-told, the connection stays on the full path, until a body in chunks ends plainly.
-
-Nothing is decided twice. What a head means is worked out once for all requests that have it (`gateway.plans`); limits,
-places and figures are those of the dispatcher, call by call.
-
-A body that names its model is gathered first, for a moment and up to a bound; after that the full path reads it.
+The lane is the event loop's protocol, so a plain request never meets this class; it is what the lane gives all other
+requests to, and what aiohttp and the worker know the connection by.
 """
 
 from __future__ import annotations
 
 import asyncio
-from time import monotonic
-from typing import Final, cast
+from typing import cast
 
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.tcp_helpers import tcp_keepalive
 
-from gateway.answers import own_answer
 from gateway.clients import ClientConnection, ClientServer
-from gateway.exchange import timing
 from gateway.handover import Handover
-from gateway.meter import CLIENT_LEFT, Ending
-from gateway.plans import Plan
-from gateway.refusal import Refusal
-from gateway.relay import Relay
+from gateway.lane import Lane
 from gateway.relays import FastPath
-from gateway.tenants import Pass
-
-#: A body that names its model is gathered up to this size, and for so long.
-_MAX_GATHERED: Final = 256 * 1024
-_GATHER_S: Final = 0.5
-#: Requests that came before their turn are read up to this size.
-_MAX_AHEAD: Final = 64 * 1024
-#: What is still sent of a request that was answered is dropped for so long, as aiohttp does it.
-_DISCARD_S: Final = 10.0
-#: A head that comes in parts is followed up to this size.
-_MAX_PARTIAL: Final = 64 * 1024
-_UNKNOWN: Final = -1
-_PARTIAL: Final = -2
 
 
 class FastConnection(ClientConnection):
     """A connection of a client with the fast path in front."""
 
-    __slots__ = (
-        "_advancing",
-        "_ahead",
-        "_ahead_size",
-        "_closing",
-        "_discard",
-        "_due",
-        "_gathered",
-        "_handover",
-        "_partial",
-        "_relay",
-        "_started",
-        "_want",
-        "about",
-        "clogged",
-        "fast",
-        "held",
-    )
+    __slots__ = ("lane",)
 
     def __init__(self, manager: ClientServer, fast: FastPath, **options: object) -> None:
         super().__init__(manager, **options)
-        self.fast = fast
-        self.clogged = False
-        """The client has yet to read what was written."""
-        self.held = False
-        """Nothing is read from the client at present."""
-        self._relay: Relay | None = None
-        """The request in progress on the fast path."""
-        self._started = False
-        """Whether the full path is at work: aiohttp's task, which handles its requests."""
-        self._ahead: list[bytes] = []
-        """Bytes of requests after the one in progress."""
-        self._ahead_size = 0
-        self._advancing = False
-        self._closing = False
-        self._discard = 0
-        """Bytes to come of a request that was answered before its end."""
-        self._due = 0
-        """Bytes to come of the last request that the full path got; or it is not known."""
-        self._partial = b""
-        self._gathered: list[bytes] | None = None
-        self._want = 0
-        self._handover: Handover | None = None
-        self.about = b""
-        """What is said of the client to endpoints, up to the name of the field for a request's id."""
+        self.lane = Lane(self, fast)
 
     @property
     def idle(self) -> bool:
         """Waiting for the next request."""
-        if self._relay is not None or self._gathered is not None or self._discard:
+        if self.lane.busy:
             return False
         return super().idle or (not self._request_count and not self._request_in_progress)
 
-    # --- asyncio.Protocol ---
+    @property
+    def deaf(self) -> bool:
+        return self.lane.held or super().deaf
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """As aiohttp does it, but for its task: most connections never need one."""
@@ -116,334 +47,69 @@ class FastConnection(ClientConnection):
         self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
         self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
         self._bound_stalls(transport)
+        self.lane.transport = made
+        made.set_protocol(cast(asyncio.BaseProtocol, self.lane))
 
-    def data_received(self, data: bytes) -> None:
-        relay = self._relay
-        if relay is not None:
-            if relay.left:
-                data = relay.more(data)
-            if data:
-                self._keep_ahead(data)
-        elif self._gathered is not None:
-            self._gathered.append(data)
-            self._want -= len(data)
-            if self._want <= 0:
-                self._gathered_all()
-        elif self._discard:
-            dropped, self._discard = self._discard, max(0, self._discard - len(data))
-            if not self._discard:
-                self.fast.timed.pop(self, None)
-                if len(data) > dropped:
-                    self.data_received(data[dropped:])
-        elif not data or not self._begin(data):
-            self._to_full_path(data)
+    # --- gateway.lane.FullPath ---
 
-    def connection_lost(self, exc: BaseException | None) -> None:
-        relay, self._relay = self._relay, None
-        fast = self.fast
-        if relay is not None:
-            fast.active.discard(relay)
-            relay.client_left()
-        if self._gathered is not None:
-            self._gathered = None
-            fast.dispatcher.meter.unroute(CLIENT_LEFT)
-        fast.timed.pop(self, None)
-        self._ahead.clear()
-        if self._handover is not None:
-            fast.proxy.forsake(self._handover, CLIENT_LEFT)
-            self._handover = None
-        super().connection_lost(exc)
+    @property
+    def at_work(self) -> bool:
+        """Whether it handles a request."""
+        return self._waiter is None or self._waiter.done()
 
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self.clogged = True
-        if self._relay is not None:
-            self._relay.client_stalled()
+    @property
+    def holds(self) -> bool:
+        """Whether it wants nothing to be read at present."""
+        return self._reading_paused or self._buffer_paused
 
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self.clogged = False
-        if self._relay is not None:
-            self._relay.client_writable()
+    def take(self, data: bytes) -> None:
+        """Bytes for the parser."""
+        if self._task_handler is None:
+            self._task_handler = self._loop.create_task(self.start())
+        self.data_received(data)
 
-    def eof_received(self) -> bool | None:  # type: ignore[override]
-        self.fast.outbox.flush()
-        relay = self._relay
-        if relay is None:
-            return super().eof_received() if self._started else None
-        if relay.left:
-            return None
-        self._loop.call_later(self.fast.timeouts.half_closed_s, self._half_closed)
-        return True
+    def clean(self) -> bool:
+        """Whether the parser holds nothing, although it was not clear where its last request ends."""
+        return self._body is not None and self.idle and self.ended_plainly(self._body)
 
-    # --- requests ---
-
-    def _begin(self, data: bytes) -> bool:
-        """Take what begins a request, if it is one for the fast path."""
-        waiter = self._waiter
-        if (waiter is None or waiter.done()) and self._started:
-            return False
-        if self._due and not self._clean():
-            return False
-        fast = self.fast
-        end = data.find(b"\r\n\r\n")
-        if end < 0 or self.transport is None or fast.proxy.closing:
-            return False
-        known = fast.plans.get(data[:end]) or fast.planner.look_up(data, end)
-        if known is None:
-            return False
-        plan, length, size = known
-        if plan.version is not fast.table.version:
-            fast.planner.resolve(plan)
-        if not plan.name:
-            return False
-        end += 4
-        left = size - len(data)
-        if plan.in_body:
-            if left > 0:
-                return self._gather(data, left)
-            named = fast.planner.named(plan, data[end:size])
-            if named is None:
-                return False
-            plan = named
-        now = monotonic()
-        permit: Pass | None = None
-        if plan.tenant is not None:
-            answer = fast.tenants.admit(plan.tenant, plan.name, now)
-            if isinstance(answer, Refusal):
-                plan.served.meter.finish(Ending.REFUSED, answer.status, 0.0, answer.reason)
-                self._refused(plan, answer, data, size)
-                return True
-            permit = answer
-        lease = fast.dispatcher.lease_now(plan.served, now)
-        id = plan.request_id or fast.new_id()
-        if lease is None:
-            if permit is not None:
-                self._handover = Handover(id.decode("ascii"), now, permit)
-            return False
-        plan.served.meter.arrivals += 1
-        if left < 0:
-            self._keep_ahead(data[size:])
-            data, left = data[:size], 0
-        relay = self._relay = Relay(self, plan, lease, permit, id, now)
-        fast.active.add(relay)
-        if not fast.looking:
-            fast.expect()
-        relay.start(data, end, length, left)
-        return True
-
-    def _clean(self) -> bool:
-        """Whether the parser of the full path holds nothing, although it was not clear where its last request ends."""
-        body = self._body
-        if self._due != _UNKNOWN or body is None or not self.idle or not self.ended_plainly(body):
-            return False
-        self._due = 0
-        return True
-
-    def introduce(self) -> bytes:
-        """Find out what is said of the client to endpoints."""
+    def introduced(self) -> bytes:
+        """What is said of the client to endpoints, up to the name of the field for a request's id."""
         peer = self.peername
         address = peer[0] if isinstance(peer, tuple) else str(peer or "unknown")
         scheme = b"https" if self.ssl_context else b"http"
-        self.about = b"\r\nX-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Request-Id: " % (
+        return b"\r\nX-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Request-Id: " % (
             address.encode("ascii", "replace"),
             scheme,
         )
-        return self.about
 
-    def _gather(self, data: bytes, left: int) -> bool:
-        if len(data) + left > _MAX_GATHERED:
-            return False
-        self._gathered = [data]
-        self._want = left
-        self.fast.timed[self] = monotonic() + _GATHER_S
-        self.fast.expect()
-        return True
+    def half_close(self) -> None:
+        """The client has ended its side, with a request in progress in the lane."""
+        self._loop.call_later(self._server.proxy.timeouts.half_closed_s, self._half_closed)
 
-    def _gathered_all(self) -> None:
-        data, self._gathered = b"".join(self._gathered or []), None
-        self.fast.timed.pop(self, None)
-        self.data_received(data)
-
-    def expire(self) -> None:
-        """What was waited for did not come."""
-        if self._gathered is not None:
-            data, self._gathered = b"".join(self._gathered), None
-            self._to_full_path(data)
-        elif self._discard and self.transport is not None:
-            self.transport.close()
-
-    def _keep_ahead(self, data: bytes) -> None:
-        self._ahead.append(data)
-        self._ahead_size += len(data)
-        if self._ahead_size > _MAX_AHEAD:
-            self.hold()
-
-    def _advance(self) -> None:
-        """Go on to what has come ahead of its turn."""
-        if self._advancing:
-            return
-        self._advancing = True
-        try:
-            while self._ahead and self._relay is None:
-                data = b"".join(self._ahead)
-                self._ahead.clear()
-                self._ahead_size = 0
-                self.unhold()
-                self.data_received(data)
-        finally:
-            self._advancing = False
-
-    # --- the full path ---
-
-    def _to_full_path(self, data: bytes) -> None:
-        self.fast.outbox.flush()
-        if data:
-            self._count_in(data)
-            if not self._started:
-                self._started = True
-                self._task_handler = self._loop.create_task(self.start())
-        super().data_received(data)
-
-    def _count_in(self, data: bytes) -> None:
-        """Follow where the requests end that the full path gets."""
-        if self._due == _UNKNOWN:
-            return
-        if self._due == _PARTIAL:
-            data, self._partial, self._due = self._partial + data, b"", 0
-        while data:
-            if not self._due:
-                self._due = self._size_of(data)
-                if self._due == _PARTIAL:
-                    self._partial = data
-                if self._due < 0:
-                    return
-            taken = min(self._due, len(data))
-            self._due -= taken
-            data = data[taken:]
-
-    def _size_of(self, data: bytes) -> int:
-        end = data.find(b"\r\n\r\n")
-        if end < 0:
-            return _PARTIAL if len(data) <= _MAX_PARTIAL else _UNKNOWN
-        known = self.fast.planner.look_up(data, end)
-        return _UNKNOWN if known is None else known[2]
-
-    def hand_over(self, relay: Relay, handover: Handover, kept: list[bytes]) -> None:
-        """Let the full path go on with a request that the fast path began."""
-        self._relay = None
-        self.fast.active.discard(relay)
-        ahead, self._ahead, self._ahead_size = self._ahead, [], 0
-        self.unhold()
-        if self.transport is None:
-            self.fast.proxy.forsake(handover, CLIENT_LEFT)
-            return
-        self._handover = handover
-        self._to_full_path(b"".join([*kept, *ahead]))
+    # --- its end ---
 
     def take_over(self) -> Handover | None:
-        handover, self._handover = self._handover, None
-        return handover
+        return self.lane.take_over()
 
-    # --- answers ---
-
-    def put(self, data: bytes | memoryview) -> None:
-        """Bytes to the client, if it is still there."""
-        if self.transport is not None:
-            self.fast.outbox.put(self.transport, data)
-
-    def done(self, relay: Relay, now: float) -> None:
-        """A request is answered, and all of it has been written."""
-        self._relay = None
-        self.fast.active.discard(relay)
-        self._next_keepalive_close_time = now + self._keepalive_timeout
-        if self._closing or relay.left or self.held or self._ahead:
-            self._after(relay)
-
-    def _after(self, relay: Relay) -> None:
-        if self._closing:
-            self.force_close()
-            return
-        if relay.left:
-            self._drop(relay.left)
-        self.unhold()
-        self._advance()
-
-    def cut(self, relay: Relay) -> None:
-        """End the connection within an answer, such that the client sees that it is not whole."""
-        self._relay = None
-        self.fast.active.discard(relay)
-        self._ahead.clear()
-        self.unhold()
-        self.fast.outbox.flush()
-        self.linger()
-
-    def refuse(self, relay: Relay, status: int, message: str, reason: str, *, close: bool = False) -> None:
-        """Answer a request with an error of the gateway's own."""
-        lease = relay.lease
-        times = timing(lease.queue_s, lease.start_s, relay.upstream_s)
-        answer = own_answer(relay.plan.head, relay.id, status, message, reason, times, close=close)
-        self.put(answer)
-        if close:
-            self.cut(relay)
-        else:
-            self.done(relay, monotonic())
-
-    def _refused(self, plan: Plan, refusal: Refusal, data: bytes, size: int) -> None:
-        """Answer a request that is over a limit of its tenant."""
-        id = plan.request_id or self.fast.new_id()
-        times = timing(0.0, 0.0, None)
-        status, message, reason = refusal.status, refusal.message, refusal.reason
-        self.put(own_answer(plan.head, id, status, message, reason, times, retry_after_s=refusal.retry_after_s))
-        self._next_keepalive_close_time = monotonic() + self._keepalive_timeout
-        if len(data) < size:
-            self._drop(size - len(data))
-        elif len(data) > size:
-            self._ahead.insert(0, data[size:])
-            self._advance()
-
-    def _drop(self, nbytes: int) -> None:
-        self._discard = nbytes
-        self.fast.timed[self] = monotonic() + _DISCARD_S
-        self.fast.expect()
-
-    # --- back-pressure and its end ---
-
-    @property
-    def deaf(self) -> bool:
-        return self.held or super().deaf
-
-    def hold(self) -> None:
-        """Read nothing from the client for now."""
-        if not self.held and self.transport is not None:
-            self.held = True
-            self.transport.pause_reading()
-
-    def unhold(self) -> None:
-        """Go on after `hold`."""
-        if self.held:
-            self.held = False
-            if self.transport is not None and not self._reading_paused and not self._buffer_paused:
-                self.transport.resume_reading()
-
-    def abort(self) -> None:
-        """The client reads nothing."""
-        if self.transport is not None:
-            self.transport.abort()
+    def linger(self) -> None:
+        self.lane.fast.outbox.flush()
+        self.lane.transport = None
+        super().linger()
 
     def force_close(self) -> None:
-        self.fast.outbox.flush()
+        self.lane.fast.outbox.flush()
+        self.lane.transport = None
         super().force_close()
 
     def close(self) -> None:
-        if self._relay is None and self._gathered is None:
-            super().close()
+        if self.lane.answering:
+            self.lane.closing = True
         else:
-            self._closing = True
+            super().close()
 
     def _process_keepalive(self) -> None:
-        if self._relay is not None or self._gathered is not None or self._discard:
-            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        since = self._loop.time() if self.lane.busy else self.lane.answered_at
+        self._next_keepalive_close_time = max(self._next_keepalive_close_time, since + self._keepalive_timeout)
         super()._process_keepalive()
-        if self._keepalive_handle is None and not self._started:
+        if self._keepalive_handle is None and not self.lane.started:
             self.force_close()

@@ -25,6 +25,7 @@ class Plan:
     __slots__ = (
         "bodiless",
         "by_name",
+        "edition",
         "head",
         "in_body",
         "name",
@@ -34,7 +35,6 @@ class Plan:
         "served",
         "tenant",
         "timeout_s",
-        "version",
     )
 
     served: Served
@@ -44,7 +44,7 @@ class Plan:
         self.request_id = head.request_id
         self.bodiless = head.method == b"HEAD"
         self.in_body = head.route.answer is Answer.BODY
-        self.version: object = None
+        self.edition = -1
         """Of the table that it was made for."""
         self.name = ""
         """Of the model; empty while there is no plan for such requests."""
@@ -92,7 +92,7 @@ class Planner:
 
     def resolve(self, plan: Plan) -> None:
         """Make a plan for the table in use; without a `name` where the full path is to see to such requests."""
-        plan.version = self._dispatcher.table.version
+        plan.edition = self._dispatcher.table.edition
         plan.name = ""
         plan.by_name.clear()
         head = plan.head
@@ -119,7 +119,7 @@ class Planner:
         found = plan.by_name.get(name)
         if found is None:
             found = Plan(plan.head)
-            found.version, found.tenant, found.prefix = plan.version, plan.tenant, plan.prefix
+            found.edition, found.tenant, found.prefix = plan.edition, plan.tenant, plan.prefix
             self._for_model(found, name)
             if not found.name:
                 return None

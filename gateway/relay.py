@@ -29,7 +29,7 @@ from gateway.timeouts import Pace
 from gateway.upstream import Connection, Unreachable
 
 if TYPE_CHECKING:
-    from gateway.fastpath import FastConnection
+    from gateway.lane import Lane
     from gateway.plans import Plan
     from gateway.pools import Pool
 
@@ -76,9 +76,7 @@ class Relay:
     _ending: Ending | None = None
     """How it ended, while the client has yet to read the answer."""
 
-    def __init__(
-        self, client: FastConnection, plan: Plan, lease: Lease, permit: Pass | None, id: bytes, now: float
-    ) -> None:
+    def __init__(self, client: Lane, plan: Plan, lease: Lease, permit: Pass | None, id: bytes, now: float) -> None:
         self.client = client
         self.fast = client.fast
         self.plan = plan
@@ -102,10 +100,9 @@ class Relay:
         if pool is None:
             pool = endpoint.pool = self.fast.engine.pools.get(endpoint.id, endpoint.host, endpoint.port)
         client = self.client
-        about = client.about or client.introduce()
         large = len(data) - end > _LARGE
         body = b"" if large else data[end:]
-        request = b"".join((plan.prefix, length, about, self.id, b"\r\n\r\n", body))
+        request = b"".join((plan.prefix, length, client.about, self.id, b"\r\n\r\n", body))
         if left:
             self._pace = Pace(self.fast.timeouts)
             self._waiting_since = now

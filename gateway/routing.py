@@ -300,6 +300,8 @@ class Table:
 
     def __init__(self) -> None:
         self.version: Version = (0, 0)
+        self.edition = 0
+        """Changes with the version."""
         self.models: dict[str, Model] = {}
         self.settings = Settings()
         self._aliases: dict[str, str] = {}

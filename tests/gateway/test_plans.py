@@ -37,7 +37,7 @@ class Desk:
         known = self.planner.exact.get(head[:end]) or self.planner.look_up(head, end)
         if known is None:
             return None
-        if known[0].version is not self.dispatcher.table.version:
+        if known[0].edition != self.dispatcher.table.edition:
             self.planner.resolve(known[0])
         return known[0] if known[0].name else None
 
