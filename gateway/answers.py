@@ -57,7 +57,7 @@ class NotHTTP(ValueError):
     """What came is no head of an answer that could be passed on."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class AnswerHead:
     """Head of an answer."""
 
@@ -140,7 +140,7 @@ def _made(status: int, reason: bytes, fields: headers.Fields, *, reusable: bool)
     return AnswerHead(status, lead, chunked, length, reusable, keepalive_s)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Known:
     """What is known of the exact bytes of an answer's head."""
 

@@ -57,7 +57,7 @@ class Reason(StrEnum):
     SILENT = "silent"
 
 
-@dataclass(slots=True)
+@dataclass
 class Vitals:
     """What one worker has seen of one endpoint."""
 

@@ -39,7 +39,7 @@ class Outcome(StrEnum):
 BLAMELESS: Final = frozenset({Outcome.ABANDONED, Outcome.OVERTAKEN, Outcome.STALE, Outcome.EXPIRED})
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Served:
     """A model with all that this worker keeps of it."""
 
@@ -76,7 +76,7 @@ class Lease:
         self.begun = False
 
 
-@dataclass(slots=True)
+@dataclass
 class Effects:
     """What a shell must do after a change."""
 

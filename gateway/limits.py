@@ -18,17 +18,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 from gateway.counts import ALL_MODELS, COLUMNS, FULL_AT, HELD, QUEUED, QUEUED_BYTES, SPENT, Counts
 
 
-class Limited(Protocol):
-    """What a limit needs to know of an endpoint."""
+class Limited:
+    """What has a limit of requests in flight."""
 
-    slot: int
-    concurrency: int
-    in_flight: int
+    __slots__ = ("concurrency", "in_flight", "slot")
+
+    def __init__(self, slot: int, concurrency: int) -> None:
+        """`concurrency` is the limit, over all workers; 0: none."""
+        self.slot = slot
+        self.concurrency = concurrency
+        self.in_flight = 0
+        """From this worker; changed by `Limits` only."""
 
 
 class Bucket:
@@ -80,7 +84,7 @@ class Bucket:
             self._counts.set(FULL_AT + self._column, max(0, int(self._full_at * 1e9)))
 
 
-@dataclass(slots=True)
+@dataclass
 class Queue:
     """What the other workers were told of a waiting room of this one."""
 

@@ -67,7 +67,7 @@ def fields_of(block: bytes) -> Fields | None:
     return found
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RequestHead:
     """A plain head of a request, and what follows from it alone."""
 

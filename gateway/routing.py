@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from gateway.health import OutlierDetector, Vitals
-from gateway.limits import Limits
+from gateway.limits import Limited, Limits
 from gateway.splitting import point
 from gateway.wire import EndpointEntry, ModelEntry, Removal, Settings, SettingsUpdate, Snapshot, Update, Version
 
@@ -39,37 +39,43 @@ class Random(Protocol):
         """Uniform in [0, 1)."""
 
 
-@dataclass(slots=True, eq=False)
-class Endpoint:
+class Endpoint(Limited):
     """A replica, its state in this worker included."""
 
-    id: str
-    host: str
-    port: int
-    weight: int
-    concurrency: int
-    slot: int
-    draining: bool
-    removed: bool = False
-    in_flight: int = 0
-    """From this worker; changed by `limits` only."""
-    suspended_until: float = 0.0
-    unreachable: bool = False
-    """Whether the suspension is for a refused connection."""
-    backoff_s: float = 0.0
-    vitals: Vitals = field(default_factory=Vitals)
-    canary: bool = False
-    pull: float = 1.0
-    """Weight, less what slow start still holds back."""
-    pool: object = None
-    """Where a shell keeps its connections to this address; not looked at here."""
+    __slots__ = (
+        "backoff_s",
+        "canary",
+        "draining",
+        "host",
+        "id",
+        "pool",
+        "port",
+        "pull",
+        "removed",
+        "suspended_until",
+        "unreachable",
+        "vitals",
+        "weight",
+    )
 
-    @classmethod
-    def of(cls, entry: EndpointEntry) -> Endpoint:
-        """A new endpoint with nothing in flight."""
-        made = cls(entry.id, entry.host, entry.port, entry.weight, entry.concurrency, entry.slot, entry.draining)
-        made.pull, made.canary = float(entry.weight), entry.canary
-        return made
+    def __init__(self, entry: EndpointEntry) -> None:
+        super().__init__(entry.slot, entry.concurrency)
+        self.id = entry.id
+        self.host = entry.host
+        self.port = entry.port
+        self.weight = entry.weight
+        self.draining = entry.draining
+        self.removed = False
+        self.suspended_until = 0.0
+        self.unreachable = False
+        """Whether the suspension is for a refused connection."""
+        self.backoff_s = 0.0
+        self.vitals = Vitals()
+        self.canary = entry.canary
+        self.pull = float(entry.weight)
+        """Weight, less what slow start still holds back."""
+        self.pool: object = None
+        """Where a shell keeps its connections to this address; not looked at here."""
 
     def take(self, entry: EndpointEntry) -> None:
         """Follow the table."""
@@ -100,7 +106,7 @@ class Endpoint:
         self.unreachable = False
 
 
-@dataclass(slots=True)
+@dataclass
 class Change:
     """What taking an entry did to the endpoints of a model."""
 
@@ -138,7 +144,7 @@ class Model:
             named.add(item.id)
             endpoint = self.endpoints.get(item.id)
             if endpoint is None:
-                self.endpoints[item.id] = endpoint = Endpoint.of(item)
+                self.endpoints[item.id] = endpoint = Endpoint(item)
                 endpoint.vitals.joined, endpoint.vitals.ramp_s = now, entry.health.slow_start_s
             else:
                 if endpoint.slot != item.slot:
@@ -258,7 +264,7 @@ def _choose(endpoints: list[Endpoint], limits: Limits, rng: Random) -> Endpoint 
         if limits.acquire(endpoint):
             return endpoint
     if len(endpoints) > 2:
-        for endpoint in _by_load((e for e in endpoints if e not in pair and limits.has_room(e)), limits, rng):
+        for endpoint in _by_load([e for e in endpoints if e not in pair and limits.has_room(e)], limits, rng):
             if limits.acquire(endpoint):
                 return endpoint
     return None

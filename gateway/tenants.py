@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from gateway.limits import Bucket, Limits
+from gateway.limits import Bucket, Limited, Limits
 from gateway.refusal import Refusal
 from gateway.waiting import ANYONE, Claim
 from gateway.wire import Settings, TenantCounters, TenantEntry, TenantLimit
@@ -27,18 +27,17 @@ _NO_DIGEST: Final = bytes(32)
 _BUSY_RETRY_S: Final = 1
 
 
-@dataclass(slots=True, eq=False)
-class Quota:
+class Quota(Limited):
     """One limit of a tenant, and what is in use of it in this worker."""
 
-    slot: int
-    concurrency: int
-    bucket: Bucket | None
-    in_flight: int = 0
-    """Changed by `gateway.limits` only."""
+    __slots__ = ("bucket",)
+
+    def __init__(self, slot: int, concurrency: int, bucket: Bucket | None) -> None:
+        super().__init__(slot, concurrency)
+        self.bucket = bucket
 
 
-@dataclass(slots=True)
+@dataclass
 class Usage:
     """What a tenant used in this worker since it started."""
 
@@ -86,7 +85,7 @@ class Tenant:
         return self.entry.models is None or model in self.entry.models
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Terms:
     """What holds for a tenant's requests for one model."""
 

@@ -9,9 +9,15 @@ from collections.abc import Callable
 import pytest
 from hypothesis import settings
 
+from gateway import native
+
 # Timing never decides a test, and a run that fails can be run again the same.
 settings.register_profile("tangram", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("tangram")
+
+if os.environ.get("TANGRAM_TEST_NATIVE") == "1" and (lacking := native.take()):
+    # tests/gateway/test_native.py asks for it, once it has been compiled.
+    raise pytest.UsageError(f"no native code: {lacking}")
 
 
 @pytest.fixture(scope="session")

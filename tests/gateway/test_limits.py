@@ -1,26 +1,21 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.counts import COLUMNS
-from gateway.limits import Bucket, Limits, Queue
+from gateway.limits import Bucket, Limited, Limits, Queue
 
 from .sharing import Machine, share
 
 
-@dataclass
-class Place:
-    slot: int = 0
-    concurrency: int = 0
-    in_flight: int = 0
+def limited(slot: int = 0, concurrency: int = 0) -> Limited:
+    return Limited(slot, concurrency)
 
 
 def test_one_worker_holds_the_limit_by_itself():
-    limits, place = Limits(), Place(concurrency=2)
+    limits, place = Limits(), limited(concurrency=2)
     assert [limits.acquire(place) for _ in range(3)] == [True, True, False]
     assert not limits.has_room(place)
     limits.release(place)
@@ -29,13 +24,13 @@ def test_one_worker_holds_the_limit_by_itself():
 
 
 def test_no_limit_is_no_limit():
-    limits, place = Limits(), Place()
+    limits, place = Limits(), limited()
     assert all(limits.acquire(place) for _ in range(1000))
 
 
 def test_a_limit_smaller_than_the_number_of_workers_holds_exactly():
     workers = share(4)
-    places = [Place(slot=7, concurrency=1) for _ in workers]
+    places = [limited(slot=7, concurrency=1) for _ in workers]
     taken = [w.acquire(p) for w, p in zip(workers, places, strict=True)]
     assert taken == [True, False, False, False]
     assert [w.load(p) for w, p in zip(workers, places, strict=True)] == [1, 1, 1, 1]
@@ -45,26 +40,26 @@ def test_a_limit_smaller_than_the_number_of_workers_holds_exactly():
 
 def test_slots_beyond_the_columns_share_one_and_never_exceed():
     (limits,) = share(1)
-    one, two = Place(slot=1, concurrency=1), Place(slot=1 + COLUMNS, concurrency=1)
+    one, two = limited(slot=1, concurrency=1), limited(slot=1 + COLUMNS, concurrency=1)
     assert limits.acquire(one)
     assert not limits.acquire(two)
 
 
 def test_a_moved_endpoint_takes_its_count_along():
     first, second = share(2)
-    place, seen = Place(slot=1, concurrency=2), Place(slot=5, concurrency=2)
+    place, seen = limited(slot=1, concurrency=2), limited(slot=5, concurrency=2)
     assert first.acquire(place)
     place.slot = 5
     first.move(place, 1)
     assert second.load(seen) == 1
-    assert second.load(Place(slot=1)) == 0
+    assert second.load(limited(slot=1)) == 0
     first.release(place)
     assert second.load(seen) == 0
 
 
 def test_releasing_what_was_not_acquired_is_an_error():
     with pytest.raises(ValueError, match="more often"):
-        Limits().release(Place())
+        Limits().release(limited())
 
 
 @given(
@@ -74,7 +69,7 @@ def test_releasing_what_was_not_acquired_is_an_error():
 )
 def test_no_sequence_exceeds_a_limit_and_all_returns_to_zero(count, limit, steps):
     workers = share(count)
-    places = [[Place(slot=s, concurrency=limit) for s in range(2)] for _ in workers]
+    places = [[limited(slot=s, concurrency=limit) for s in range(2)] for _ in workers]
     for worker, slot, takes in steps:
         worker %= count
         place = places[worker][slot]
@@ -104,7 +99,7 @@ def test_no_interleaving_of_steps_exceeds_a_limit_and_the_dead_leave_room(count,
     machine = Machine(count)
     holding: set[tuple[int, int]] = set()
     most = 0
-    places = [Place(slot=3, concurrency=limit) for _ in range(count)]
+    places = [limited(slot=3, concurrency=limit) for _ in range(count)]
 
     def program(worker: int) -> None:
         nonlocal most
@@ -127,7 +122,7 @@ def test_no_interleaving_of_steps_exceeds_a_limit_and_the_dead_leave_room(count,
     # Nothing is left behind: the whole limit can be had again, and no more.
     living = next((w for w in range(count) if not machine._killed[w]), None)
     if living is not None:
-        place = Place(slot=3, concurrency=limit)
+        place = limited(slot=3, concurrency=limit)
         assert [machine.limits[living].acquire(place) for _ in range(limit + 1)] == [True] * limit + [False]
 
 
@@ -137,7 +132,7 @@ def test_without_the_fence_two_would_go_in():
     for limits in machine.limits:
         limits._counts.fence = lambda: None
     got = []
-    places = [Place(slot=3, concurrency=1) for _ in range(2)]
+    places = [limited(slot=3, concurrency=1) for _ in range(2)]
     programs = [lambda w=w: got.append(machine.limits[w].acquire(places[w])) for w in range(2)]
     machine.run(programs, [(0, "step"), (1, "step")] * 10)
     assert got == [True, True]

@@ -6,21 +6,17 @@ import errno
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from gateway import counts
-from gateway.limits import Limits
+from gateway.limits import Limited, Limits
 from gateway.rows import Rows, TooManyWorkers
 
 
-@dataclass
-class Place:
-    slot: int = 7
-    concurrency: int = 1
-    in_flight: int = 0
+def place_of(slot: int = 7, concurrency: int = 1) -> Limited:
+    return Limited(slot, concurrency)
 
 
 @pytest.fixture
@@ -31,12 +27,11 @@ def path(tmp_path: Path) -> Path:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from gateway.limits import Limits, Queue
+from gateway.limits import Limited, Limits, Queue
 from gateway.rows import Rows
-from types import SimpleNamespace
 rows = Rows(Path(sys.argv[1]))
 limits = Limits(rows.counts())
-assert limits.acquire(SimpleNamespace(slot=7, concurrency=1, in_flight=0))
+assert limits.acquire(Limited(7, 1))
 limits.tell(Queue(), 2, 3, 400)
 print(rows.row, flush=True)
 time.sleep(600)
@@ -52,20 +47,20 @@ def test_each_worker_has_a_row_and_all_count_together(path):
     one, two = Rows(path), Rows(path)
     assert one.row != two.row
     first, second = Limits(one.counts()), Limits(two.counts())
-    place = Place()
+    place = place_of()
     assert first.acquire(place)
-    assert not second.acquire(Place())
+    assert not second.acquire(place_of())
     first.release(place)
-    assert second.acquire(Place())
+    assert second.acquire(place_of())
 
 
 def test_a_worker_that_leaves_clears_its_row_and_another_takes_it(path):
     one, two = Rows(path), Rows(path)
-    assert Limits(one.counts()).acquire(Place())
+    assert Limits(one.counts()).acquire(place_of())
     left = one.row
     one.close()
     limits = Limits(two.counts())
-    place = Place()
+    place = place_of()
     assert limits.acquire(place)
     limits.release(place)
     assert Rows(path).row == left
@@ -73,13 +68,13 @@ def test_a_worker_that_leaves_clears_its_row_and_another_takes_it(path):
 
 def test_a_successor_has_a_row_of_its_own_while_its_predecessor_leaves(path):
     leaving = Rows(path)
-    held = Place(concurrency=2)
+    held = place_of(concurrency=2)
     limits = Limits(leaving.counts())
     assert limits.acquire(held)
     successor = Limits(Rows(path).counts())
-    assert successor.load(Place()) == 1
+    assert successor.load(place_of()) == 1
     limits.release(held)
-    assert successor.load(Place()) == 0
+    assert successor.load(place_of()) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -89,17 +84,17 @@ def test_what_a_killed_worker_held_is_free_once_somebody_looks(path, number):
         row = int(process.stdout.readline())
         rows = Rows(path)
         limits = Limits(rows.counts())
-        assert not limits.acquire(Place())
+        assert not limits.acquire(place_of())
         assert limits.queued_elsewhere(2) == (3, 400)
         # It lives, however long it does nothing.
         process.send_signal(signal.SIGSTOP)
         assert rows.bury() == []
-        assert not limits.acquire(Place())
+        assert not limits.acquire(place_of())
         process.send_signal(signal.SIGCONT)
         process.send_signal(number)
         process.wait()
         assert rows.bury() == [row]
-        assert limits.acquire(Place())
+        assert limits.acquire(place_of())
         assert limits.queued_elsewhere(2) == (0, 0)
         assert rows.bury() == []
 
@@ -117,19 +112,19 @@ def test_what_was_taken_of_a_bucket_stays_taken_when_the_worker_is_gone(path):
 
 def test_memory_of_another_boot_is_forgotten(path, monkeypatch, tmp_path):
     rows = Rows(path)
-    assert Limits(rows.counts()).acquire(Place())
+    assert Limits(rows.counts()).acquire(place_of())
     Limits(rows.counts()).bucket(1.0, 1.0, 3).take(1e9)
     boot = tmp_path / "boot_id"
     boot.write_text("another")
     monkeypatch.setattr("gateway.rows._BOOT", boot)
     after = Limits(Rows(path).counts())
-    assert after.acquire(Place())
+    assert after.acquire(place_of())
     assert after.bucket(1.0, 1.0, 3).wait_s(1.0) == 0
 
 
 def test_a_file_that_is_something_else_is_made_into_one(path):
     path.write_bytes(b"\xff" * 100)
-    assert Limits(Rows(path).counts()).acquire(Place())
+    assert Limits(Rows(path).counts()).acquire(place_of())
 
 
 def test_there_are_rows_for_so_many_workers_and_no_more(path):
