@@ -12,15 +12,15 @@ CODE := gateway autoscaler packer tangram
 PIP := -m pip install --quiet --disable-pip-version-check --no-input
 UV := uv==0.9.*
 
-.PHONY: help run test check lint format load bench soak fuzz triton lock clean
+.PHONY: help run test check lint format load bench soak fuzz native triton lock clean
 
 help:  ## Say what can be made
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-run: $(VENV)/stamps/base  ## Start examples/fleet.yaml on this machine; Ctrl-C stops it
+run: $(VENV)/stamps/native  ## Start examples/fleet.yaml on this machine; Ctrl-C stops it
 	@exec $(BIN)/tangram up examples/fleet.yaml
 
-test: $(VENV)/stamps/dev  ## All checks and all tests, those that start processes included
+test: $(VENV)/stamps/dev $(VENV)/stamps/native  ## All checks and all tests, those that start processes included
 	@status=0; $(MAKE) lint || status=1; $(BIN)/python -m pytest || status=$$?; exit $$status
 
 check: lint  ## Checks and unit tests, in under two minutes
@@ -36,19 +36,21 @@ format: $(VENV)/stamps/dev  ## Lay out the code and mend what can be mended
 	@$(BIN)/python -m ruff check --fix --quiet . || true
 	@$(BIN)/python -m ruff format .
 
-load: $(VENV)/stamps/base .venv-load/stamps/load  ## Two minutes of stepped load on a running Tangram, or on one of its own
+load: $(VENV)/stamps/native .venv-load/stamps/load  ## Two minutes of stepped load on a running Tangram, or on one of its own
 	@exec $(BIN)/python -m loadtests.run
 
 WHAT ?= control
-bench: $(VENV)/stamps/base  ## Measure the claims of WHAT=control, or "gateway --quick"; the last line is JSON
+bench: $(VENV)/stamps/native  ## Measure the claims of WHAT=control, or "gateway --quick"; the last line is JSON
 	@exec $(BIN)/python -m benchmarks.$(WHAT)
 
-soak: $(VENV)/stamps/dev  ## The gateway's memory over 10,000 clients that leave and bodies of 1 GB
+soak: $(VENV)/stamps/dev $(VENV)/stamps/native  ## The gateway's memory over 10,000 clients that leave and bodies of 1 GB
 	@TANGRAM_SOAK=1 $(BIN)/python -m pytest -q -s tests/gateway/test_soak.py
 
 SECONDS ?= 60
 fuzz: $(VENV)/stamps/dev  ## Random requests and answers, cut at random, through the gateway; SECONDS=60
 	@$(BIN)/python -m tests.gateway.fuzz --seconds $(SECONDS)
+
+native: $(VENV)/stamps/native  ## Compile the gateway's hot modules; run, test and bench do so where there is a C compiler
 
 triton: .venv-triton/stamps/triton  ## An environment with a real Triton (no GPU needed) for the integration tests
 
@@ -59,6 +61,7 @@ lock: .venv-lock/stamps/lock  ## Compile requirements/*.txt anew from pyproject.
 	@$(COMPILE) pyproject.toml -o requirements/base.txt
 	@$(COMPILE) pyproject.toml -c requirements/base.txt --group test --group lint --group train \
 	  --extra kubernetes --extra nvidia --extra solver --extra plot -o requirements/dev.txt
+	@$(COMPILE) -c requirements/dev.txt --group native -o requirements/native.txt
 	@$(COMPILE) --group load -o requirements/load.txt
 
 clean:  ## Remove environments, caches and build outputs; what `tangram up` keeps stays
@@ -110,6 +113,15 @@ endef
 .venv/stamps/dev: requirements/dev.txt .venv/stamps/base
 	@echo "Installing requirements/dev.txt ..."
 	@.venv/bin/python $(PIP) -r requirements/dev.txt
+	@touch $@
+
+# What cannot be compiled runs as it is; it is said here once, and by each worker when it starts.
+.venv/stamps/native: requirements/native.txt $(shell find gateway -name '*.py') .venv/stamps/base
+	@if ! command -v $${CC:-cc} > /dev/null; then \
+	  echo "The gateway runs as plain Python: there is no C compiler."; \
+	elif .venv/bin/python $(PIP) -r requirements/native.txt; then \
+	  echo "Compiling the gateway ..."; .venv/bin/python -m gateway.native || true; \
+	fi
 	@touch $@
 
 .venv-load/stamps/load: requirements/load.txt | .venv-load/stamps/venv

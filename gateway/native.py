@@ -25,6 +25,7 @@ import shutil
 import sys
 import sysconfig
 import tempfile
+from contextlib import suppress
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Final
@@ -106,9 +107,10 @@ def build() -> Path:
         from mypyc.build import mypycify
         from setuptools import Distribution
         from setuptools.command.build_ext import build_ext
+        from setuptools.errors import BaseError
     except ImportError as error:
         raise CannotBuild(f"{error.name} is not installed") from None
-    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
+    compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
     if shutil.which(compiler) is None:
         raise CannotBuild(f"there is no C compiler ({compiler})")
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
@@ -126,6 +128,7 @@ def build() -> Path:
             [*options, *(f"gateway/{name}.py" for name in MODULES)],
             opt_level="2",
             debug_level="0",
+            multi_file=True,
             group_name=_GROUP,
             target_dir=str(work / "c"),
         )
@@ -134,7 +137,13 @@ def build() -> Path:
         command.parallel = len(os.sched_getaffinity(0))
         command.ensure_finalized()
         command.run()
-        (work / "lib").rename(target)
+        with suppress(OSError):
+            # Unless another build was sooner.
+            (work / "lib").rename(target)
+    except SystemExit:
+        raise CannotBuild("mypyc does not take the sources, for the reasons above") from None
+    except BaseError as error:
+        raise CannotBuild(f"the C compiler failed: {error}") from None
     finally:
         os.chdir(before)
         shutil.rmtree(work, ignore_errors=True)

@@ -133,6 +133,7 @@ class Worker:
             carry_out=self._engine.carry_out,
             table_changed=self._table_changed,
         )
+        log.info("native code: %s", native)
         log.info(
             "worker %d listens on %s:%d, admin on %s:%d",
             options.index,
@@ -141,7 +142,6 @@ class Worker:
             options.admin_host,
             self.admin.port,
         )
-        log.info("native code: %s", native)
         conversation = asyncio.create_task(self._link.run(), name="link")
         # What was imported stays: the collector need not look at it again.
         gc.collect()

@@ -93,13 +93,27 @@ def up(
     no_fast_path: Annotated[
         bool, typer.Option("--no-fast-path", help="Parse every request in full, also those that are plain.")
     ] = False,
+    no_native: Annotated[
+        bool, typer.Option("--no-native", help="Run the gateway as plain Python, also where it has been compiled.")
+    ] = False,
 ) -> None:
     from tangram.cli.up import UpOptions
     from tangram.cli.up import up as run
 
     run(
         UpOptions(
-            file, listen, admin, state, workers, log_json, insecure_listen, tls_cert, tls_key, advise, no_fast_path
+            file,
+            listen,
+            admin,
+            state,
+            workers,
+            log_json,
+            insecure_listen,
+            tls_cert,
+            tls_key,
+            advise,
+            no_fast_path,
+            no_native,
         )
     )
 

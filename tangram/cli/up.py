@@ -41,6 +41,7 @@ class UpOptions:
     tls_key: Path | None = None
     advise: bool = False
     no_fast_path: bool = False
+    no_native: bool = False
 
 
 def up(options: UpOptions) -> None:
@@ -87,6 +88,8 @@ def prepare(options: UpOptions) -> list[str]:
         arguments.append("--advise")
     if options.no_fast_path:
         arguments.append("--no-fast-path")
+    if options.no_native:
+        arguments.append("--no-native")
     return [*arguments, "--log-json"] if options.log_json else arguments
 
 

@@ -384,6 +384,7 @@ def parts_of(options: argparse.Namespace, paths: StatePaths) -> list[Part]:
         argv += ["--workers", str(options.workers), "--controller", str(paths.wire)]
         argv += ["--cache", str(paths.table_cache(index)), "--limits", str(paths.limits), *tls, *json_logs]
         argv += ["--no-fast-path"] if options.no_fast_path else []
+        argv += ["--no-native"] if options.no_native else []
         parts.append(Part(role, argv, markers(role), listen=parse_address(options.listen)))
     return parts
 
@@ -400,6 +401,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--require-key", action="store_true")
     parser.add_argument("--advise", action="store_true")
     parser.add_argument("--no-fast-path", action="store_true")
+    parser.add_argument("--no-native", action="store_true")
     parser.add_argument("--tls-cert", type=Path)
     parser.add_argument("--tls-key", type=Path)
     options = parser.parse_args(argv)

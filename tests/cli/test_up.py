@@ -52,10 +52,10 @@ def refused(options: dict[str, Any], **changes: Any) -> str:
 
 
 def test_with_nothing_in_the_way_the_supervisor_gets_what_was_said(options: dict[str, Any]) -> None:
-    arguments = prepare(UpOptions(**options, log_json=True, no_fast_path=True))
+    arguments = prepare(UpOptions(**options, log_json=True, no_fast_path=True, no_native=True))
     assert arguments == [
         *("--file", str(options["file"]), "--listen", options["listen"], "--admin", options["admin"]),
-        *("--state", str(options["state"]), "--workers", "2", "--no-fast-path", "--log-json"),
+        *("--state", str(options["state"]), "--workers", "2", "--no-fast-path", "--no-native", "--log-json"),
     ]
     assert options["state"].stat().st_mode & 0o777 == 0o700
 

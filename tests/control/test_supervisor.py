@@ -102,6 +102,7 @@ def test_parts_carry_what_finds_and_tells_them_apart(tmp_path: Path, paths: Stat
         require_key=False,
         advise=False,
         no_fast_path=False,
+        no_native=False,
         tls_cert=None,
         tls_key=None,
     )

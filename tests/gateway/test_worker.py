@@ -9,15 +9,17 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gateway import wire
+from gateway import native, wire
 
 pytestmark = pytest.mark.integration
+
+NONE = "no, there is none for these sources; `make native` compiles it"
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 INFER = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: gw\r\nContent-Length: 2\r\n\r\n{}"
@@ -66,12 +68,13 @@ class Fleet:
             sys.executable, "-m", "gateway.worker", *arguments, stderr=asyncio.subprocess.PIPE
         )
 
-    async def start(self, index: int = 0, *, workers: int = 1, port: int = 0) -> Process:
+    async def start(self, index: int = 0, *, workers: int = 1, port: int = 0, more: Iterable[str] = ()) -> Process:
         process = Process(
             await self.spawn(
                 *("--listen", f"127.0.0.1:{port}", "--index", str(index), "--workers", str(workers)),
                 *("--controller", str(self.folder / "wire.sock"), "--limits", str(self.folder / "limits.shm")),
                 *("--cache", str(self.folder / f"table-{index}.json")),
+                *more,
             )
         )
         self.made.append(process)
@@ -368,3 +371,12 @@ async def test_tritons_client_works_through_the_gateway(fleet, replica, tmp_path
     said, _ = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode == 0, said.decode()
     assert len({seen.connection for seen in one.seen}) == 1
+
+
+@pytest.mark.parametrize("arguments", [(), ("--no-native",)])
+async def test_it_says_whether_its_code_is_compiled(fleet, arguments):
+    fleet.cache()
+    worker = await fleet.start(more=arguments)
+    said = [line.partition("native code: ")[2].strip() for line in worker.lines if "native code: " in line]
+    compiled = (native.home() / native.key()).is_dir()
+    assert said == ["no, --no-native" if arguments else "yes" if compiled else NONE]
