@@ -50,7 +50,7 @@ MODULES: Final = (
     "upstream",
 )
 #: What all of them share is one library; each of them is a small one that refers to it.
-_LIBRARY: Final = "gateway_native__mypyc"
+LIBRARY: Final = "gateway_native__mypyc"
 _GROUP: Final = "gateway_native"
 _HERE: Final = Path(__file__).parent
 #: Builds for other sources that are kept, so that checkouts that share an environment need not build in turns.
@@ -84,14 +84,14 @@ def take() -> str:
     if not folder.is_dir():
         return "there is none for these sources; `make native` compiles it"
     try:
-        spec = spec_from_file_location(_LIBRARY, folder / f"{_LIBRARY}{suffix}")
+        spec = spec_from_file_location(LIBRARY, folder / f"{LIBRARY}{suffix}")
         if spec is None or spec.loader is None:
             return f"{folder} holds no library"
         library = module_from_spec(spec)
         spec.loader.exec_module(library)
     except (ImportError, OSError) as error:
         return f"it cannot be loaded: {error}"
-    sys.modules[_LIBRARY] = library
+    sys.modules[LIBRARY] = library
     import gateway
 
     gateway.__path__.insert(0, str(folder / "gateway"))

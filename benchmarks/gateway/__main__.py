@@ -49,13 +49,14 @@ def main() -> int:
             chosen = options.scenario or (DEFAULT_QUICK if options.quick else DEFAULT)
             for name, outcomes[name] in scenarios.run(bench, chosen):
                 print(*_table(name, outcomes[name]), sep="\n", file=out, flush=True)
-            missing = bench.missing
+            missing, native = bench.missing, bench.native
     except (programs.Missing, programs.Failed) as error:
         print(f"benchmarks.gateway: {error}", file=sys.stderr)
         return 2
     judged = verdicts.bars(outcomes)
     for text in missing.values():
         print(f"left out: {text}", file=out)
+    print(f"native code: {'yes' if native else 'no'}", file=out)
     print(*verdict_lines(judged), sep="\n", file=out)
     void = verdicts.void(judged)
     if void:
@@ -63,6 +64,7 @@ def main() -> int:
     result = {
         "benchmark": "gateway",
         "cores": {name: sorted(of) for name, of in asdict(cores).items()},
+        "native": native,
         "void": void,
         "missing": missing,
         "scenarios": {name: _figures(outcome) for name, outcome in outcomes.items()},

@@ -19,7 +19,7 @@ from typing import Final
 from benchmarks.gateway import programs, traffic
 from benchmarks.gateway.peers import Place, Proxy
 from benchmarks.local import free_ports, tail, wait_until
-from gateway import wire
+from gateway import native, wire
 from tangram.control.wire_server import WireServer
 
 OURS: Final = "ours"
@@ -91,6 +91,11 @@ class Controller:
         self._loop.close()
 
 
+def compiled(pid: int) -> bool:
+    """Whether a worker has the library of the compiled modules in its memory."""
+    return native.LIBRARY in Path(f"/proc/{pid}/maps").read_text(encoding="ascii", errors="replace")
+
+
 @contextmanager
 def running(place: Place, workers: int = 1, name: str = OURS) -> Iterator[Proxy]:
     """Our gateway until the end of the block. Raises programs.Failed."""
@@ -109,4 +114,4 @@ def running(place: Place, workers: int = 1, name: str = OURS) -> Iterator[Proxy]
             pids.append(stack.enter_context(programs.serving(argv, port, log, place.cores)))
         if not wait_until(controller.fed, _APPLY_S):
             raise programs.Failed(f"the workers did not take the table:\n{tail(log)}")
-        yield Proxy(name, port, pids)
+        yield Proxy(name, port, pids, native=all(map(compiled, pids)))

@@ -23,6 +23,8 @@ class Proxy:
     name: str
     port: int
     pids: Sequence[int]
+    native: bool = False
+    """Of ours: whether its hot modules are compiled."""
 
     def cpu_s(self) -> float:
         """User and system time of all its processes since they started."""

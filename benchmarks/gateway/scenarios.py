@@ -58,6 +58,8 @@ class Bench:
         self.plan = plan
         self.missing: dict[str, str] = {}
         """Why a peer was left out."""
+        self.native: bool | None = None
+        """Whether all workers of ours ran on compiled code; None before any has run."""
         self.until = math.inf
         """When the rounds of this scenario should be over (monotonic)."""
         self._folder = folder
@@ -109,7 +111,7 @@ class Bench:
         """Ours once more, with two workers."""
         if TWO not in self._running:
             place = self.place(TWO, self._cores.pair)
-            self._running[TWO] = self._stack.enter_context(ours.running(place, 2, TWO))
+            self._running[TWO] = self._note(self._stack.enter_context(ours.running(place, 2, TWO)))
         return self._running[TWO]
 
     @contextmanager
@@ -117,7 +119,11 @@ class Bench:
         """A proxy of its own. Raises programs.Missing and programs.Failed."""
         place = self.place(name + suffix)
         with ours.running(place) if name == ours.OURS else peers.running(name, place) as proxy:
-            yield proxy
+            yield self._note(proxy) if name == ours.OURS else proxy
+
+    def _note(self, proxy: Proxy) -> Proxy:
+        self.native = proxy.native and self.native is not False
+        return proxy
 
     def narrow(self, *wanted: str) -> Sequence[str] | None:
         """These peers where little is to be measured, else all."""
