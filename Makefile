@@ -47,8 +47,10 @@ soak: $(VENV)/stamps/dev $(VENV)/stamps/native  ## The gateway's memory over 10,
 	@TANGRAM_SOAK=1 $(BIN)/python -m pytest -q -s tests/gateway/test_soak.py
 
 SECONDS ?= 60
-fuzz: $(VENV)/stamps/dev  ## Random requests and answers, cut at random, through the gateway; SECONDS=60
+FUZZ = import sys, tests.conftest, tests.gateway.fuzz; sys.exit(tests.gateway.fuzz.main())
+fuzz: $(VENV)/stamps/dev $(VENV)/stamps/native  ## Random requests and answers, cut at random, through the gateway; SECONDS=60
 	@$(BIN)/python -m tests.gateway.fuzz --seconds $(SECONDS)
+	@if $(BIN)/python -m gateway.native; then TANGRAM_TEST_NATIVE=1 $(BIN)/python -c "$(FUZZ)" --seconds $(SECONDS); fi
 
 native: $(VENV)/stamps/native  ## Compile the gateway's hot modules; run, test and bench do so where there is a C compiler
 

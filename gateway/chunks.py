@@ -45,7 +45,7 @@ def _over(data: bytes, at: int) -> tuple[int, int]:
     end = len(data)
     while True:
         stop = data.find(b"\n", at + 2) + 1
-        size = _known.get(data[at:stop], 0)
+        size = _known.get(data[at:stop], 0) if stop else 0
         if not size:
             return at, 2
         if size + 2 >= end - stop:

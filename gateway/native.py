@@ -11,6 +11,7 @@ that is to run it. Whoever changes a line has another key, so a stale build is n
 What mypyc asks of a module that is compiled:
 - its dataclasses have no slots of their own: mypyc gives each of its classes a fixed layout anyway, and has no use for
   the second class that `slots=True` makes;
+- a slice of bytes never begins after its end: what is empty in Python is an error there;
 - a tuple is a value to it: two names for one tuple need not be the same object, so none is compared with `is`;
 - what is declared as an int, bytes or a class of `MODULES` is checked to be one wherever it comes from other code, with
   a TypeError;
@@ -40,6 +41,7 @@ MODULES: Final = (
     "leases",
     "limits",
     "meter",
+    "outbox",
     "plain",
     "plans",
     "pools",
