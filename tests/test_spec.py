@@ -673,6 +673,7 @@ def test_the_revision_of_a_model_of_one_device_is_what_it_was_before_there_were_
         ({"compute": 0}, "slice: compute 0: a replica of 2 devices takes them whole"),
         ({"computeLimit": 100}, "computeLimit 100: a replica of 2 devices takes them whole and has nothing to grow to"),
         ({"mechanism": "mig"}, "mechanism mig: a replica of 2 devices takes them whole, and MIG gives parts"),
+        ({"mechanism": "mps"}, "mechanism mps: a replica of 2 devices takes them whole, and MPS gives parts"),
         ({"memory": {"request": "1Gi", "limit": "2Gi"}}, "memory.limit 2Gi: a replica of 2 devices takes them whole"),
         ({"devices": 0}, "slice.devices: 0: input should be greater than or equal to 1"),
         ({"devices": "two"}, "slice.devices: 'two'"),

@@ -12,11 +12,15 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 
+from packer.inventory import Device, MigInstance
 from tangram.control.state import ControllerState
 from tangram.control.store import Store
+from tangram.core import convert
 from tangram.core.replica import Observation, Phase, Replica
 from tangram.node.backend import Backend, InstancePhase, InstanceStatus, StartError
-from tangram.node.launch import cores, order
+from tangram.node.launch import order
+from tangram.node.mechanisms.slices import GivenSlice
+from tangram.spec import Mechanism
 
 log = logging.getLogger("tangram.loop")
 
@@ -42,6 +46,9 @@ class Instances:
         self._happened = happened
         self._starts: dict[str, asyncio.Task[None]] = {}
         self._stops: dict[str, asyncio.Task[None]] = {}
+        self._tidying: dict[str, asyncio.Task[None]] = {}
+        self._tidied: frozenset[str] | None = None
+        """Devices that were used by MPS when the others were tidied last; None: not since the controller's start."""
         self._start_errors: dict[str, str] = {}
         self._loans: dict[str, int] = {}
         """What each process was told last; none after a start of the controller's or its own."""
@@ -65,6 +72,7 @@ class Instances:
 
     def reconcile(self) -> None:
         """Make what is on record true."""
+        self._tidy()
         statuses = self._backend.statuses()
         for replica in self._state.replicas.values():
             status = statuses.get(replica.name)
@@ -87,13 +95,34 @@ class Instances:
         entry = self._state.models.get(replica.model)
         if devices is not None and entry is not None:
             self._loans[replica.name] = replica.loan
-            self._backend.resize(replica.name, cores(entry.document(replica.revision), devices, replica.loan))
+            self._backend.resize(replica.name, convert.cores(devices, replica.placement.request.compute + replica.loan))
+
+    def _held(self, device: str) -> set[MigInstance]:
+        """GPU instances of a device that replicas on record hold, whatever their phase."""
+        return {
+            instance
+            for replica in self._state.replicas.values()
+            for id, instance in zip(replica.placement.all_devices, replica.placement.mig, strict=False)
+            if id == device
+        }
+
+    def _tidy(self) -> None:
+        """What runs for devices that were used by MPS ends with the last replica there."""
+        used = self._by_mps()
+        if used != self._tidied and not self._tidying:
+            self._tidied = used
+            self._spawn(self._tidying, "tidy", self._backend.tidy(self._by_mps))
+
+    def _by_mps(self) -> frozenset[str]:
+        there = (r.placement for r in self._state.replicas.values())
+        return frozenset(d for p in there if p.request.mechanism == Mechanism.MPS for d in p.all_devices)
 
     async def close(self) -> None:
         """Wait for starts under way to be recorded, and leave the processes alone."""
         for task in self._stops.values():
             task.cancel()
-        await asyncio.gather(*self._starts.values(), *self._stops.values(), return_exceptions=True)
+        waited = (*self._starts.values(), *self._stops.values(), *self._tidying.values())
+        await asyncio.gather(*waited, return_exceptions=True)
 
     def _spawn(self, tasks: dict[str, asyncio.Task[None]], name: str, work: object) -> None:
         task: asyncio.Task[None] = asyncio.create_task(work, name=name)  # type: ignore[arg-type]
@@ -112,8 +141,10 @@ class Instances:
             self._start_errors[replica.name] = "its model or a device of its is gone"
             return
         try:
+            share = await self._backend.prepare(given(replica, devices), self._held)
             model = entry.document(replica.revision)
-            status = await self._backend.start(order(model, replica.name, replica.port, devices))
+            wanted = order(model, replica.name, replica.port, replica.placement.all_devices, share)
+            status = await self._backend.start(wanted)
         except StartError as error:
             self._start_errors[replica.name] = str(error)
             return
@@ -131,6 +162,13 @@ class Instances:
         entry = self._state.models.get(replica.model)
         grace = entry.model.spec.runtime.termination_grace_period_seconds if entry else 10.0
         await self._backend.stop(replica.name, grace)
+
+
+def given(replica: Replica, devices: tuple[Device, ...]) -> GivenSlice:
+    """The replica's slice as the node has to give it."""
+    placement = replica.placement
+    request = placement.request
+    return GivenSlice(request.mechanism, devices, request.compute, request.limit_mib, placement.mig)
 
 
 def _observation(status: InstanceStatus) -> Observation:

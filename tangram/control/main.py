@@ -32,6 +32,7 @@ from gateway.heartbeat import Heartbeat
 from gateway.wire import Report, parse_down
 from tangram.control.api import make_app
 from tangram.control.controller import Controller
+from tangram.control.instances import given
 from tangram.control.logs import set_up_logging
 from tangram.control.loop import ControlLoop
 from tangram.control.memories import recall
@@ -230,7 +231,8 @@ async def _adopt(state: ControllerState, store: Store, backend: LocalBackend) ->
         if entry is None or devices is None or replica.pid is None or replica.start_ticks is None:
             continue
         model = entry.document(replica.revision)
-        again = order(model, replica.name, replica.port, devices)
+        share = backend.settings(given(replica, devices))
+        again = order(model, replica.name, replica.port, replica.placement.all_devices, share)
         records.append(InstanceRecord(again, replica.pid, replica.start_ticks, replica.started_at, replica.ready_at))
     found = await backend.adopt(records)
     backend.ports.reserve([r.port for r in recorded.values()])

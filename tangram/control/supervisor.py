@@ -36,6 +36,7 @@ from gateway.listener import LISTEN_FD, is_listening, listening_socket, parse_ad
 from tangram.control.paths import FILE_MARKER, ROLE_MARKER, STATE_MARKER, StatePaths, file_digest
 from tangram.control.watchdog import LOOK_S, Listener, Silence
 from tangram.node.processes import (
+    MPS_ROLE,
     Found,
     SpawnError,
     child_environment,
@@ -132,7 +133,7 @@ class Supervisor:
         there: dict[str, Found] = {}
         for process in find_processes(self.paths.root):
             role = process.env.get(ROLE_MARKER, "")
-            if role and process.session == process.pid:
+            if role and role != MPS_ROLE and process.session == process.pid:
                 there[role] = process
         wanted = {part.role: part for part in self.parts}
         for role, process in there.items():

@@ -5,11 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from packer.inventory import MigInstance
+
+if TYPE_CHECKING:
+    from tangram.node.mechanisms.slices import GivenSlice, SliceSettings
 
 
 class InstancePhase(StrEnum):
@@ -86,6 +91,18 @@ class InstanceStatus:
 
 class Backend(Protocol):
     """All methods are idempotent; none blocks the event loop."""
+
+    def settings(self, given: GivenSlice) -> SliceSettings:
+        """What a process on a slice needs, as far as it is known without asking its devices; StartError."""
+
+    async def prepare(self, given: GivenSlice, held: Callable[[str], Collection[MigInstance]]) -> SliceSettings:
+        """Have the devices give a slice, and say what its process needs; StartError where they do not.
+
+        `held` is which GPU instances of a device anybody holds on record, asked when the device's turn has come.
+        """
+
+    async def tidy(self, used: Callable[[], Collection[str]]) -> None:
+        """End what runs beside devices that no slice uses by MPS; `used` is asked when a device's turn has come."""
 
     async def start(self, order: StartOrder) -> InstanceStatus:
         """Start a process for the order; StartError where the system refuses (no such command, no such folder)."""

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from packer.inventory import Device
 from tangram.node.links import distances, nvlinks
+from tangram.node.mechanisms import offered
 
 _MIB: Final = 1024 * 1024
 
@@ -68,14 +69,12 @@ def _device(nvml: Any, handle: Any, index: int, node: str, driver: str) -> Devic
     total, reserved = _memory(nvml, handle)
     major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
     mig = _mig_enabled(nvml, handle)
-    return Device(
+    device = Device(
         id=nvml.nvmlDeviceGetUUID(handle),
         node=node,
         model=nvml.nvmlDeviceGetName(handle),
         memory_mib=total // _MIB,
         reserve_mib=-(-reserved // _MIB),
-        # A GPU cut by MIG runs nothing as a whole.
-        mechanisms=frozenset() if mig else frozenset({"timeslice"}),
         labels={
             "tangram.dev/index": str(index),
             "tangram.dev/driver": driver,
@@ -83,6 +82,7 @@ def _device(nvml: Any, handle: Any, index: int, node: str, driver: str) -> Devic
             "tangram.dev/mig": "enabled" if mig else "disabled",
         },
     )
+    return replace(device, mechanisms=offered(device, cut=mig, capability=(major, minor)))
 
 
 def _memory(nvml: Any, handle: Any) -> tuple[int, int]:

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from packer.inventory import Device
-from tangram.node import mechanisms
 from tangram.node.backend import StartError, StartOrder
+from tangram.node.mechanisms.slices import SliceSettings
 from tangram.node.processes import DEVICES
 from tangram.spec import Model, Runtime, RuntimeKind
 
@@ -18,14 +17,12 @@ from tangram.spec import Model, Runtime, RuntimeKind
 HOST: Final = "127.0.0.1"
 
 
-def order(model: Model, instance: str, port: int, devices: Sequence[Device]) -> StartOrder:
-    """What to start on the devices of its slice, in their order; how many cores it may use is what the slice's
-    mechanism makes of its compute percent.
+def order(model: Model, instance: str, port: int, devices: Sequence[str], share: SliceSettings) -> StartOrder:
+    """What to start on the devices of its slice, by id and in their order; `share` is what the slice's mechanism gives.
 
     Raises StartError where the model cannot run as a process on this machine.
     """
     runtime = model.spec.runtime
-    share = mechanisms.settings(model.spec.slice.mechanism.value, devices, model.spec.slice.compute)
     env = {
         # What a server prints is seen in its log at once.
         "PYTHONUNBUFFERED": "1",
@@ -33,7 +30,7 @@ def order(model: Model, instance: str, port: int, devices: Sequence[Device]) -> 
         **{e.name: e.value for e in runtime.env},
         # The place it was given is not the model's to choose.
         **share.env,
-        DEVICES: ",".join(d.id for d in devices),
+        DEVICES: ",".join(devices),
         "PORT": str(port),
     }
     return StartOrder(
@@ -51,12 +48,6 @@ def order(model: Model, instance: str, port: int, devices: Sequence[Device]) -> 
         liveness_s=runtime.liveness.period_seconds * runtime.liveness.failure_threshold,
         cpu_cores=share.cpu_cores,
     )
-
-
-def cores(model: Model, devices: Sequence[Device], loan: int) -> float | None:
-    """Cores of a slice that has `loan` percent of its devices' compute beyond its own."""
-    wanted = model.spec.slice
-    return mechanisms.settings(wanted.mechanism.value, devices, wanted.compute + loan).cpu_cores
 
 
 def _argv(runtime: Runtime, model: str, instance: str, port: int, devices: int) -> tuple[str, ...]:

@@ -9,22 +9,25 @@ started twice, even where a controller died between starting it and noting so. E
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
 
+from packer.inventory import MigInstance
 from tangram.node import logs, processes
 from tangram.node.backend import InstancePhase, InstanceRecord, InstanceStatus, StartError, StartOrder
 from tangram.node.instance import Instance
 from tangram.node.measure import Meter, Usage
-from tangram.node.mechanisms import virtual
+from tangram.node.mechanisms import GivenSlice, Mechanisms, SliceSettings, virtual
+from tangram.node.mechanisms.mps import PIPES, MpsError
 from tangram.node.ports import PortAllocator
 
 _log = logging.getLogger(__name__)
@@ -48,6 +51,7 @@ class LocalBackend:
         clock: Callable[[], float] = time.time,
         *,
         cgroup_parent: Path | None = None,
+        mechanisms: Mechanisms | None = None,
     ) -> None:
         self.ports = PortAllocator()
         self._state_dir = Path(state_dir).absolute()
@@ -56,10 +60,36 @@ class LocalBackend:
         self._clock = clock
         self._groups = virtual.CpuGroups(self._state_dir, cgroup_parent or virtual.find_parent())
         self._budgets = virtual.CpuBudgets(self._state_dir)
+        self._mechanisms = mechanisms or Mechanisms(self._state_dir)
+        self._device_locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._checks: set[asyncio.Task[None]] = set()
         self._instances: dict[str, Instance] = {}
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._starting: set[asyncio.Task[InstanceStatus]] = set()
         self._keeper: asyncio.Task[None] | None = None
+
+    def settings(self, given: GivenSlice) -> SliceSettings:
+        """What a process on a slice needs, as far as it is known without asking its devices; StartError."""
+        return self._mechanisms.settings(given)
+
+    async def prepare(self, given: GivenSlice, held: Callable[[str], Collection[MigInstance]]) -> SliceSettings:
+        """Have the devices give a slice, each device to one after the other; StartError where they do not."""
+        async with contextlib.AsyncExitStack() as turn:
+            for device in sorted(d.id for d in given.devices):
+                await turn.enter_async_context(self._device_locks[device])
+            layouts = {d.id: held(d.id) for d in given.devices}
+            return await asyncio.to_thread(self._mechanisms.prepare, given, layouts)
+
+    async def tidy(self, used: Callable[[], Collection[str]]) -> None:
+        """End the MPS daemons of devices that nobody uses so."""
+        for device in await asyncio.to_thread(self._mechanisms.daemons):
+            async with self._device_locks[device]:
+                if device in used():
+                    continue
+                try:
+                    await asyncio.to_thread(self._mechanisms.end_daemon, device)
+                except MpsError as error:
+                    _log.warning("the MPS daemon of %s does not end: %s", device, error)
 
     async def start(self, order: StartOrder) -> InstanceStatus:
         """Start a process, or return the status of the one that lives; StartError where the system refuses."""
@@ -152,6 +182,7 @@ class LocalBackend:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
             self._keeper = None
+        await asyncio.gather(*self._checks, return_exceptions=True)
         await asyncio.gather(*(w.close() for w in self._instances.values()))
 
     async def _start(self, order: StartOrder) -> InstanceStatus:
@@ -242,11 +273,25 @@ class LocalBackend:
         )
 
     def _entering(self, order: StartOrder, phase: InstancePhase) -> None:
+        if phase is InstancePhase.READY and PIPES in order.env:
+            check = asyncio.get_running_loop().create_task(self._check_held(order))
+            self._checks.add(check)
+            check.add_done_callback(self._checks.discard)
         if phase is InstancePhase.READY and order.cpu_cores is not None:
             self._groups.limit(order.instance, order.cpu_cores)
         elif phase is InstancePhase.EXITED:
             self._groups.remove(order.instance)
             self._budgets.remove(order.instance)
+
+    async def _check_held(self, order: StartOrder) -> None:
+        """A process that has not found its daemon may take what it wants: that must not go unsaid."""
+        found = await asyncio.to_thread(processes.marked_processes, self._state_dir, order.instance)
+        pids = [p.pid for p in found]
+        if not await asyncio.to_thread(self._mechanisms.is_held, order.env, pids):
+            _log.warning(
+                "%s is ready and not attached to its MPS daemon: it is not held to its memory and compute",
+                order.instance,
+            )
 
     async def _settle(self, watched: Instance) -> None:
         """Until it has been probed once, or has ended."""

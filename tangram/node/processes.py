@@ -33,6 +33,8 @@ from typing import Final, NamedTuple
 
 STATE: Final = "TANGRAM_STATE"
 ROLE: Final = "TANGRAM_ROLE"
+#: Role of what runs for GPUs beside the replicas: control daemons and servers of MPS.
+MPS_ROLE: Final = "mps"
 INSTANCE: Final = "TANGRAM_INSTANCE"
 MODEL: Final = "TANGRAM_MODEL"
 REVISION: Final = "TANGRAM_REVISION"

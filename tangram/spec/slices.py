@@ -80,9 +80,10 @@ class SliceSpec(Doc):
             raise ValueError(
                 f"memory.limit {mib_text(self.memory.limit)}: {taken}, with all their memory; leave it out"
             )
-        if self.mechanism is Mechanism.MIG:
+        if self.mechanism in (Mechanism.MIG, Mechanism.MPS):
             raise ValueError(
-                f"mechanism mig: {taken}, and MIG gives parts; name another mechanism, or ask for one device"
+                f"mechanism {self.mechanism.value}: {taken}, and {self.mechanism.value.upper()} gives parts; "
+                "name another mechanism, or ask for one device"
             )
         return self
 

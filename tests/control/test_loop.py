@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from autoscaler.policy import State as PolicyState
 from autoscaler.policy import recommend
 from autoscaler.types import Sample, Supply
 from gateway.wire import EndpointCounters, ModelCounters, ModelEntry, Report
-from packer.inventory import Device, Inventory, Node
+from packer.inventory import Device, Inventory, MigInstance, Node
 from tangram.control import measure, present
 from tangram.control.loop import ControlLoop
 from tangram.control.memories import recall
@@ -25,6 +25,7 @@ from tangram.core import convert, plans
 from tangram.core.demand import DemandTracker
 from tangram.core.replica import Phase
 from tangram.node.backend import InstancePhase, InstanceStatus, StartError, StartOrder
+from tangram.node.mechanisms import GivenSlice, SliceSettings
 from tangram.spec import Fleet, Model
 
 
@@ -38,6 +39,16 @@ class Machine:
         self.stops: list[str] = []
         self.cores: dict[str, float | None] = {}
         self.devices: dict[str, str] = {}
+        self.tidied: list[set[str]] = []
+
+    def settings(self, given: GivenSlice) -> SliceSettings:
+        return SliceSettings(cpu_cores=convert.cores(given.devices, given.compute))
+
+    async def prepare(self, given: GivenSlice, held: Callable[[str], Collection[MigInstance]]) -> SliceSettings:
+        return self.settings(given)
+
+    async def tidy(self, used: Callable[[], Collection[str]]) -> None:
+        self.tidied.append(set(used()))
 
     async def start(self, order: StartOrder) -> InstanceStatus:
         if self.refuses:

@@ -139,8 +139,10 @@ def test_a_gpu_is_a_device_with_its_own_reserve() -> None:
 
 
 def test_a_gpu_cut_by_mig_offers_no_slices_as_a_whole() -> None:
-    cut, whole, old = discover("n", FakeNvml(gpu(0, mig=1), gpu(1, mig=0), gpu(2))).devices
-    assert (cut.mechanisms, cut.labels["tangram.dev/mig"]) == (frozenset(), "enabled")
+    nvml = FakeNvml(gpu(0, mig=1), gpu(1, mig=0), gpu(2), gpu(3, mig=1, name="NVIDIA X9"))
+    cut, whole, old, unknown = discover("n", nvml).devices
+    assert (cut.mechanisms, cut.labels["tangram.dev/mig"]) == ({"mig"}, "enabled")
+    assert unknown.mechanisms == frozenset(), "nothing is known of its geometry"
     assert (whole.mechanisms, whole.labels["tangram.dev/mig"]) == ({"timeslice"}, "disabled")
     assert (old.mechanisms, old.labels["tangram.dev/mig"]) == ({"timeslice"}, "disabled")
 

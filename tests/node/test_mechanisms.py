@@ -1,41 +1,77 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from packer.inventory import Device
+from packer.inventory import Device, MigInstance
 from tangram.core.convert import CORES_LABEL, cores
-from tangram.node import mechanisms
 from tangram.node.backend import StartError
+from tangram.node.mechanisms import GivenSlice, Mechanisms, offered
+from tangram.node.mechanisms.mps import CONTROL
 from tangram.node.mechanisms.virtual import CpuGroups, cpu_max, find_parent
 
 VIRTUAL = Device("node-a/gpu-0", "node-a", "virtual", 8192, labels={CORES_LABEL: "1500"})
 GPU = Device("GPU-1-2-3", "node-a", "NVIDIA H200", 143771, mechanisms=frozenset({"timeslice"}))
 
 
+def given(mechanism: str, *devices: Device, compute: int = 50, memory: int = 8192, **fields: Any) -> GivenSlice:
+    return GivenSlice(mechanism, devices, compute, memory, **fields)
+
+
+@pytest.fixture
+def mechanisms(tmp_path: Path) -> Mechanisms:
+    return Mechanisms(tmp_path, control=str(tmp_path / "no-control"))
+
+
 # --- which settings ---
 
 
-def test_timeslice_shows_the_process_its_gpu_alone() -> None:
-    settings = mechanisms.settings("timeslice", [GPU], 50)
+def test_timeslice_shows_the_process_its_gpu_alone(mechanisms: Mechanisms) -> None:
+    settings = mechanisms.settings(given("timeslice", GPU))
     assert settings.env == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "GPU-1-2-3"}
     assert settings.cpu_cores is None
 
 
-def test_virtual_compute_is_a_share_of_the_devices_cores() -> None:
-    settings = mechanisms.settings("virtual", [VIRTUAL], 50)
+def test_timeslice_shows_several_gpus_in_order(mechanisms: Mechanisms) -> None:
+    settings = mechanisms.settings(given("timeslice", GPU, replace(GPU, id="GPU-0")))
+    assert settings.env["CUDA_VISIBLE_DEVICES"] == "GPU-1-2-3,GPU-0"
+
+
+def test_virtual_compute_is_a_share_of_the_devices_cores(mechanisms: Mechanisms) -> None:
+    settings = mechanisms.settings(given("virtual", VIRTUAL))
     assert (dict(settings.env), settings.cpu_cores) == ({}, 0.75)
     assert cores([VIRTUAL], 100) == 1.5
     assert cores([VIRTUAL], 0) is None, "best effort"
     assert cores([GPU], 50) is None, "no cores are declared"
 
 
-@pytest.mark.parametrize("mechanism", ["mps", "mig", "nonsense"])
-def test_another_mechanism_is_refused_with_the_known_ones(mechanism: str) -> None:
-    with pytest.raises(StartError, match=f"slice.mechanism '{mechanism}' .* use timeslice or virtual"):
-        mechanisms.settings(mechanism, [GPU], 50)
+@pytest.mark.parametrize("mechanism", ["hami", "nonsense"])
+def test_another_mechanism_is_refused_with_the_known_ones(mechanisms: Mechanisms, mechanism: str) -> None:
+    with pytest.raises(StartError, match=f"slice.mechanism '{mechanism}' .* use mig, mps, timeslice, virtual"):
+        mechanisms.settings(given(mechanism, GPU))
+
+
+def test_what_keeps_a_device_from_giving_a_slice_is_said(mechanisms: Mechanisms) -> None:
+    with pytest.raises(StartError, match=r"the MPS daemon of GPU-1-2-3 does not start: .* is not installed"):
+        mechanisms.prepare(given("mps", GPU), {})
+    with pytest.raises(StartError, match=r"NVML cannot be used|No module named"):
+        cut = replace(GPU, model="NVIDIA H200-141", memory_mib=143_771)
+        mechanisms.prepare(given("mig", cut, mig=(MigInstance(0, "1g.18gb"),)), {})
+
+
+def test_a_gpu_offers_what_its_machine_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    control = tmp_path / CONTROL
+    control.touch(mode=0o700)
+    assert offered(GPU, cut=False, capability=(9, 0)) == {"timeslice"}
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert offered(GPU, cut=False, capability=(9, 0)) == {"timeslice", "mps"}
+    assert offered(GPU, cut=False, capability=(6, 1)) == {"timeslice"}, "MPS holds nobody to anything before Volta"
+    assert offered(GPU, cut=True, capability=(9, 0)) == {"mig"}
+    assert offered(replace(GPU, model="Tesla T4"), cut=True, capability=(9, 0)) == frozenset()
 
 
 @pytest.mark.parametrize(

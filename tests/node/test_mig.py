@@ -167,7 +167,7 @@ def test_what_is_missing_is_made_and_what_is_not_named_goes() -> None:
     assert uuids == {FOUR: f"MIG-{kept}", THREE: "MIG-3"}
     assert nvml.inner == {kept: 4, 3: 3}
     assert nvml.open == 0
-    assert mig.settings(uuids[THREE]).env == {"CUDA_VISIBLE_DEVICES": "MIG-3"}
+    assert mig.settings([uuids[THREE]]).env == {"CUDA_VISIBLE_DEVICES": "MIG-3"}
     assert mig.repartition(GPU, [FOUR, THREE], nvml) == uuids
     assert len(nvml.calls) == 2
 

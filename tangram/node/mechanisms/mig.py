@@ -8,14 +8,14 @@ is destroyed; the driver refuses to destroy an instance with a process on it, an
 Making instances needs root (or the capability that nvidia-capabilities grants) and MIG mode, which is set when a
 machine is prepared: changing it resets the GPU.
 
-This module has been run against a stand-in for NVML only, and nothing starts processes on its instances yet.
+This module has been run against a stand-in for NVML only.
 """
 
 from __future__ import annotations
 
 import ctypes
 import importlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 from packer.inventory import Device, MigInstance
@@ -30,9 +30,9 @@ class MigError(RuntimeError):
     """A layout could not be made; says which instance and why."""
 
 
-def settings(uuid: str) -> SliceSettings:
-    """Show the process this MIG device alone; `uuid` is its own, as `repartition` gives it."""
-    return SliceSettings({"CUDA_VISIBLE_DEVICES": uuid})
+def settings(uuids: Sequence[str]) -> SliceSettings:
+    """Show the process these MIG devices alone, by their own UUIDs, as `repartition` gives them."""
+    return SliceSettings({"CUDA_VISIBLE_DEVICES": ",".join(uuids)})
 
 
 def repartition(device: Device, layout: Collection[MigInstance], nvml: Any = None) -> dict[MigInstance, str]:

@@ -1,9 +1,26 @@
-"""What every mechanism says of a Slice."""
+"""A Slice as it was placed, and what every mechanism says of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from packer.inventory import Device, MigInstance
+
+
+@dataclass(frozen=True, slots=True)
+class GivenSlice:
+    """What an Instance was given: so much of each of these devices."""
+
+    mechanism: str
+    devices: tuple[Device, ...]
+    """In the order in which the process numbers them."""
+    compute: int
+    """Percent of each; 0 is without a bound."""
+    memory_limit_mib: int
+    """Of each."""
+    mig: tuple[MigInstance, ...] = ()
+    """For the mechanism "mig": the GPU instance on each device."""
 
 
 @dataclass(frozen=True, slots=True)

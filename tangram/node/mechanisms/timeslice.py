@@ -6,12 +6,11 @@ kept by trust and measurement.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from packer.inventory import Device
-from tangram.node.mechanisms.slices import SliceSettings
+from tangram.node.mechanisms.slices import GivenSlice, SliceSettings
 
 
-def settings(devices: Sequence[Device], compute: int) -> SliceSettings:
-    """Show the process these GPUs alone, numbered in this order; `compute` guides placement and is not held."""
-    return SliceSettings({"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(d.id for d in devices)})
+def settings(given: GivenSlice) -> SliceSettings:
+    """Show the process these GPUs alone, numbered in this order; the compute guides placement and is not held."""
+    return SliceSettings(
+        {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(d.id for d in given.devices)}
+    )

@@ -15,13 +15,12 @@ import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Container, Sequence
+from collections.abc import Container
 from pathlib import Path
 from typing import Final
 
-from packer.inventory import Device
 from tangram.core.convert import cores
-from tangram.node.mechanisms.slices import SliceSettings
+from tangram.node.mechanisms.slices import GivenSlice, SliceSettings
 from tangram.node.processes import CPU_CORES
 
 _log = logging.getLogger(__name__)
@@ -34,9 +33,9 @@ _LEAST_QUOTA_US: Final = 1000
 _ENTER: Final = f'echo 0 > "$0/cgroup.procs" || export {CPU_CORES}="$1"; shift; exec "$@"'
 
 
-def settings(devices: Sequence[Device], compute: int) -> SliceSettings:
-    """Cores for this percent of the compute of all devices together."""
-    return SliceSettings(cpu_cores=cores(devices, compute))
+def settings(given: GivenSlice) -> SliceSettings:
+    """Cores for the slice's percent of the compute of all its devices together."""
+    return SliceSettings(cpu_cores=cores(given.devices, given.compute))
 
 
 def cpu_max(limit: float) -> str:
