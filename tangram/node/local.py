@@ -285,9 +285,11 @@ class LocalBackend:
 
     async def _check_held(self, order: StartOrder) -> None:
         """A process that has not found its daemon may take what it wants: that must not go unsaid."""
+        watched = self._instances.get(order.instance)
         found = await asyncio.to_thread(processes.marked_processes, self._state_dir, order.instance)
-        pids = [p.pid for p in found]
-        if not await asyncio.to_thread(self._mechanisms.is_held, order.env, pids):
+        held = await asyncio.to_thread(self._mechanisms.is_held, order.env, [p.pid for p in found])
+        # It may have ended meanwhile.
+        if not held and watched is not None and watched.alive and not watched.exited:
             _log.warning(
                 "%s is ready and not attached to its MPS daemon: it is not held to its memory and compute",
                 order.instance,

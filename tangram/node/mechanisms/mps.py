@@ -19,6 +19,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +31,7 @@ CONTROL: Final = "nvidia-cuda-mps-control"
 PIPES: Final = "CUDA_MPS_PIPE_DIRECTORY"
 _LOGS: Final = "CUDA_MPS_LOG_DIRECTORY"
 _TIMEOUT_S: Final = 10.0
+_POLL_S: Final = 0.05
 _LONGEST_SOCKET: Final = 107
 """Bytes of the path of a Unix socket."""
 
@@ -83,6 +85,11 @@ class Mps:
             self._run(pipes, [self._control, "-d"], "", device)
         except MpsError as error:
             raise MpsError(f"the MPS daemon of {device} does not start: {error}") from None
+        until = time.monotonic() + _TIMEOUT_S
+        while not self.running(device):
+            if time.monotonic() > until:
+                raise MpsError(f"the MPS daemon of {device} was started and does not answer; see {logs}")
+            time.sleep(_POLL_S)
 
     def running(self, device: str) -> bool:
         """Whether the device's daemon answers."""
