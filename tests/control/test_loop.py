@@ -40,11 +40,13 @@ class Machine:
         self.cores: dict[str, float | None] = {}
         self.devices: dict[str, str] = {}
         self.tidied: list[set[str]] = []
+        self.held: list[set[MigInstance]] = []
 
     def settings(self, given: GivenSlice) -> SliceSettings:
         return SliceSettings(cpu_cores=convert.cores(given.devices, given.compute))
 
     async def prepare(self, given: GivenSlice, held: Callable[[str], Collection[MigInstance]]) -> SliceSettings:
+        self.held += [set(held(device.id)) for device in given.devices if given.mig]
         return self.settings(given)
 
     async def tidy(self, used: Callable[[], Collection[str]]) -> None:
@@ -118,13 +120,19 @@ class World:
         self.now = 0.0
 
     def declare(
-        self, name: str = "digits", memory: str = "400Mi", runtime: Any = (), devices: int = 1, **scaling: Any
+        self,
+        name: str = "digits",
+        memory: str = "400Mi",
+        runtime: Any = (),
+        devices: int = 1,
+        mechanism: str = "virtual",
+        **scaling: Any,
     ) -> None:
         document = {
             "metadata": {"name": name},
             "spec": {
                 "runtime": {"model": "/m.py", **dict(runtime)},
-                "slice": {"memory": {"request": memory}, "devices": devices},
+                "slice": {"memory": {"request": memory}, "devices": devices, "mechanism": mechanism},
                 "scaling": {"minReplicas": 0, "maxReplicas": 9, **scaling},
             },
         }
@@ -738,3 +746,33 @@ async def test_whoever_lies_on_a_device_that_fails_goes_elsewhere(world: World) 
     await world.turn()
     assert world.phases() == {"digits-2": Phase.READY}
     assert world.state.replicas["digits-2"].placement.device != broken
+
+
+async def test_what_runs_beside_gpus_is_tidied_at_first_and_when_the_last_slice_by_mps_has_gone(world: World) -> None:
+    there = world.state.inventory
+    world.state.inventory = replace(
+        there, devices=tuple(replace(d, mechanisms=frozenset({"mps"})) for d in there.devices)
+    )
+    world.declare(replicas=2, mechanism="mps")
+    await world.turn()
+    assert world.node.tidied == [{"n/gpu-0", "n/gpu-1"}]
+    world.node.all_ready()
+    await world.turn()
+    await world.turn()
+    assert len(world.node.tidied) == 1
+    world.declare(replicas=0, mechanism="mps")
+    world.gateway.empty |= {"digits-1", "digits-2"}
+    for _ in range(4):
+        await world.turn()
+    assert world.phases() == {}
+    assert world.node.tidied[-1] == set()
+
+
+async def test_gpu_instances_of_all_on_record_are_kept_when_one_is_made(world: World) -> None:
+    gpu = Device("GPU-1", "n", "NVIDIA H100-80", 81_559, mechanisms=frozenset({"mig"}))
+    world.state.inventory = replace(world.state.inventory, devices=(gpu,))
+    world.declare(replicas=2, mechanism="mig", memory="4Gi")
+    await world.turn()
+    one, two = (r.placement.mig[0] for r in world.state.replicas.values())
+    assert one.profile == two.profile == "1g.10gb" and one.start != two.start
+    assert world.node.held == [{one, two}, {one, two}]
