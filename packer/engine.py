@@ -37,6 +37,8 @@ _MASK: Final = (1 << 62) - 1
 _LOW: Final = (1 << 44) - 1
 _AT_ONCE: Final = 64
 """Nodes costed for one request."""
+_LOGGED: Final = _AT_ONCE
+"""Changes that are kept one by one; who is further behind looks at all nodes."""
 _LOOK_AGAIN: Final = 24
 """Nodes costed anew for one request after prices have changed."""
 
@@ -80,6 +82,7 @@ class Column:
     __slots__ = (
         "allowed",
         "any_device",
+        "asked",
         "cost",
         "dated",
         "device",
@@ -101,6 +104,8 @@ class Column:
         """bool[N, D]: the device is of an allowed model, carries the labels and offers the mechanism."""
         self.size = size
         """int16[N, D]: percent of the device that the shape takes."""
+        self.asked = np.array([[shape.cpu_milli], [shape.host_memory_mib], [shape.compute if shape.devices else -1]])
+        """Of the host's CPU and memory, and of one device's compute; -1 is less than any device has."""
         self.any_device = any_device
         """Whether every device is allowed."""
         self.cost = np.full(len(allowed), np.inf)
@@ -137,8 +142,11 @@ class Engine:
         count, width = len(racks), max((len(r.bays) for r in racks), default=1) or 1
         self.policy = policy
         self.racks = tuple(racks)
-        self.host = np.array([[r.cpu_milli for r in racks], [r.host_memory_mib for r in racks]], np.int64)
-        self.cpu, self.ram = self.host
+        self._limits = np.zeros((3, count), np.int64)
+        """What a request must fit in whatever its devices: CPU and memory of the host, compute of the emptiest device."""
+        self.host = self._limits[:2]
+        self.host[:] = [r.cpu_milli for r in racks], [r.host_memory_mib for r in racks]
+        self.cpu, self.ram, self._most_spare = self._limits
         self.compute = np.zeros((count, width), np.int16)
         self.memory = np.zeros((count, width), np.int64)
         self.clients = np.zeros((count, width), np.int32)
@@ -169,7 +177,7 @@ class Engine:
         """Orders the devices of a node: by level, then by signature."""
         self._spare = np.where((self.clients > 0) & (self.kind >= 0), self.compute, -1).astype(np.int16)
         """Compute of devices that take another client; -1 for the others."""
-        self._most_spare = self._spare.max(1)
+        self._most_spare[:] = self._spare.max(1)
         self.bound = np.zeros((count, width), np.int16)
         """Mechanism that a device is bound to while in use, by number; 0 for none."""
         self._users: dict[tuple[int, int], int] = {}
@@ -180,6 +188,8 @@ class Engine:
         """Grows by one with every change."""
         self.touched = np.zeros(count, np.int64)
         """Version at which each node last changed."""
+        self._log = np.zeros(2 * _LOGGED, np.int64)
+        """The nodes of the latest changes, twice, so that any of them that follow each other lie side by side."""
         self.fresh: set[int] = set()
         """Nodes that changed since the policy last worked out what they are worth; the policy empties it."""
 
@@ -206,14 +216,10 @@ class Engine:
     def fits(self, column: Column, nodes: Array) -> tuple[Array, Array]:
         """(which of the nodes fit: int[m], which devices of those do: bool[m, D])."""
         shape = column.shape
-        ok = self.cpu.take(nodes) >= shape.cpu_milli
-        ok &= self.ram.take(nodes) >= shape.host_memory_mib
-        if not shape.devices:
-            nodes = nodes[ok]
-            return nodes, np.zeros((len(nodes), self.level.shape[1]), bool)
         # Most nodes fail here already.
-        ok &= self._most_spare.take(nodes) >= shape.compute
-        nodes = nodes[ok]
+        nodes = nodes[np.logical_and.reduce(self._limits.take(nodes, 1) >= column.asked)]
+        if not shape.devices:
+            return nodes, np.zeros((len(nodes), self.level.shape[1]), bool)
         devices = self._spare.take(nodes, 0) >= shape.compute
         sure = shape.devices == 1
         if not column.any_device:
@@ -238,8 +244,12 @@ class Engine:
         return self._mechanisms.setdefault(mechanism, len(self._mechanisms) + 1)
 
     def changed(self, since: int) -> Array:
-        """Nodes that changed since a version (all for a negative one), ascending."""
-        return (self.touched > since).nonzero()[0]
+        """Nodes that changed since a version (all for a negative one); after few changes some may come twice."""
+        count = self.version - since
+        if since < 0 or count > _LOGGED:
+            return (self.touched > since).nonzero()[0]
+        end = self.version % _LOGGED + _LOGGED + 1
+        return self._log[end - count : end].copy()
 
     # --- placing ---
 
@@ -340,7 +350,8 @@ class Engine:
 
     def _evaluate(self, column: Column, nodes: Array, devices: Array) -> None:
         if len(nodes):
-            column.old[nodes] = False
+            if column.dated:
+                column.old[nodes] = False
             column.cost[nodes], column.device[nodes] = self.policy.evaluate(self, column, nodes, devices)
 
     def devices_for(self, column: Column, node: int) -> tuple[int, ...]:
@@ -403,6 +414,8 @@ class Engine:
         self.sig[node] = (self.sig.item(node) + mark) & _MASK
         self.version += 1
         self.touched[node] = self.version
+        place = self.version % _LOGGED
+        self._log[place] = self._log[place + _LOGGED] = node
         self.fresh.add(node)
 
     def reprice(self) -> None:
