@@ -143,7 +143,7 @@ class Engine:
         self.policy = policy
         self.racks = tuple(racks)
         self._limits = np.zeros((3, count), np.int64)
-        """What a request must fit in whatever its devices: CPU and memory of the host, compute of the emptiest device."""
+        """What a request must fit in whatever its devices: CPU and memory of the host, the compute of one device."""
         self.host = self._limits[:2]
         self.host[:] = [r.cpu_milli for r in racks], [r.host_memory_mib for r in racks]
         self.cpu, self.ram, self._most_spare = self._limits
