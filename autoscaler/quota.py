@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
+from itertools import pairwise
 
 from autoscaler.staffing import late_share
 
@@ -85,14 +86,17 @@ def harm(claim: Claim, replicas: int) -> float:
 def values(claim: Claim) -> list[float]:
     """The value of the first, second, ... replica up to those wanted: never rising."""
     harms = _weighed(claim)
-    result: list[float] = []
-    at = 0
-    while at < claim.wanted:
-        # The steepest chord from here on: the lower convex hull of the harms.
-        end = max(range(at + 1, claim.wanted + 1), key=lambda n: ((harms[at] - harms[n]) / (n - at), n))
-        result += [(harms[at] - harms[end]) / (end - at)] * (end - at)
-        at = end
-    return result
+    # The lower convex hull of the harms: its corners, and how steeply it falls to each (Andrew's monotone chain).
+    corners, slopes = [0], [0.0]
+    for n in range(1, claim.wanted + 1):
+        slope = (harms[corners[-1]] - harms[n]) / (n - corners[-1])
+        while len(corners) > 1 and slope >= slopes[-1]:
+            corners.pop()
+            slopes.pop()
+            slope = (harms[corners[-1]] - harms[n]) / (n - corners[-1])
+        corners.append(n)
+        slopes.append(slope)
+    return [slope for (begin, end), slope in zip(pairwise(corners), slopes[1:], strict=True) for _ in range(begin, end)]
 
 
 def weight(claim: Claim) -> float:

@@ -19,6 +19,7 @@ from packer.inventory import Inventory, MovePlan, SliceRequest
 from packer.partition import make_room_mig
 
 if TYPE_CHECKING:
+    from packer.fleet import Fleet
     from packer.mix import Mix
 
 #: Devices up to which plans are exact.
@@ -38,18 +39,35 @@ def make_room(
     `fixed` names Instances that may not be moved; `mix` is the demand to expect, by which larger fleets choose places.
     A request that fits as things lie gets a plan without moves.
     """
-    check_request(request)
-    if request.mechanism == "mig":
-        return make_room_mig(inventory, request, fixed, most, mix)
-    # Slices of MIG lie in slots, which only they know how to change.
-    fixed = {*fixed, *(p.request.id for p in inventory.placements if p.request.mechanism == "mig")}
-    if len(inventory.devices) <= SMALL and request.devices == 1:
-        return least_moves(inventory, request, fixed, most)
-    if len(inventory.devices) <= SMALL and request.whole:
-        return clear(inventory, request, fixed, most)
-    from packer.fleet import Fleet
+    return Search(inventory, fixed, mix).make_room(request, most)
 
-    return Fleet.of(inventory, mix=mix, fixed=fixed).make_room(request, most)
+
+class Search:
+    """Looks for moves on one picture of the fleet, for one request after the other; nothing found is carried out."""
+
+    def __init__(self, inventory: Inventory, fixed: Collection[str] = (), mix: Mix | None = None) -> None:
+        # Slices of MIG lie in slots, which only they know how to change.
+        self._pinned = {*fixed, *(p.request.id for p in inventory.placements if p.request.mechanism == "mig")}
+        self._inventory, self._fixed, self._mix = inventory, fixed, mix
+        self._fleet: Fleet | None = None
+
+    def make_room(self, request: SliceRequest, most: int) -> MovePlan | None:
+        """As the function `make_room`."""
+        check_request(request)
+        inventory = self._inventory
+        if request.mechanism == "mig":
+            return make_room_mig(inventory, request, self._fixed, most, self._mix)
+        if len(inventory.devices) <= SMALL and request.devices == 1:
+            return least_moves(inventory, request, self._pinned, most)
+        if len(inventory.devices) <= SMALL and request.whole:
+            return clear(inventory, request, self._pinned, most)
+        from packer.fleet import Fleet
+
+        # A search in vain leaves the fleet as it was, and the next one may use it.
+        fleet = self._fleet or Fleet.of(inventory, mix=self._mix, fixed=self._pinned)
+        found = fleet.make_room(request, most)
+        self._fleet = fleet if found is None else None
+        return found
 
 
 def carry_out(inventory: Inventory, plan: MovePlan) -> Inventory:

@@ -88,6 +88,8 @@ class Occupancy:
         self.nodes: dict[str, NodeTally] = {}
         self.devices: dict[str, DeviceTally] = {}
         self.holders: dict[str, Placement] = {}
+        #: Usable MiB of the largest Device.
+        self.largest_mib = max((d.usable_mib for d in inventory.devices), default=1)
         for node in inventory.nodes:
             if node.name in self.nodes:
                 raise ValueError(f"node {node.name!r} is in the inventory twice; names are unique")

@@ -168,18 +168,20 @@ class Placer:
         return Inventory(self._nodes, self._devices, tuple(self._occupancy.holders.values()))
 
 
-def place_into(occupancy: Occupancy, request: SliceRequest) -> Placement | None:
+def place_into(
+    occupancy: Occupancy, request: SliceRequest, among: Sequence[DeviceTally] | None = None
+) -> Placement | None:
     """A place for one slice in what a working copy has free, by the same score; for trials with many steps.
 
-    The copy is not changed: `occupancy.add` takes the place. None where no Device has room.
+    The copy is not changed: `occupancy.add` takes the place. None where no Device has room. A caller who knows that no
+    others have room for one slice names those to look at with `among`, in the inventory's order.
     """
     check_request(request)
     if request.mechanism == "mig":
         return place_mig(occupancy, request)
     if request.devices > 1:
         return _place_several(occupancy, request)
-    largest = max((t.device.usable_mib for t in occupancy.devices.values()), default=1)
-    return _place_one(occupancy, request, max(1, largest))
+    return _place_one(occupancy, request, max(1, occupancy.largest_mib), among)
 
 
 def room(inventory: Inventory, request: SliceRequest) -> int:
@@ -191,12 +193,14 @@ def room(inventory: Inventory, request: SliceRequest) -> int:
     return sum(_node_room(node, request) for node in Occupancy(inventory).nodes.values())
 
 
-def _place_one(occupancy: Occupancy, request: SliceRequest, largest_mib: int) -> Placement | None:
+def _place_one(
+    occupancy: Occupancy, request: SliceRequest, largest_mib: int, among: Sequence[DeviceTally] | None = None
+) -> Placement | None:
     if (held := occupancy.holders.get(request.id)) is not None:
         raise ValueError(f"instance {request.id!r} is placed already, on {held.device}; release it first")
     ranked = [
         (score(tally, request, largest_mib), tally)
-        for tally in occupancy.devices.values()
+        for tally in (occupancy.devices.values() if among is None else among)
         # On a full fleet most fail here already.
         if tally.free_mib >= request.memory_mib
         and tally.free_compute >= request.compute

@@ -32,7 +32,7 @@ from autoscaler.quota import Claim
 from packer.fit import windows
 from packer.inventory import Inventory, Placement, SliceRequest
 from packer.mix import Shape, shape_of
-from packer.occupancy import Occupancy
+from packer.occupancy import DeviceTally, Occupancy
 from packer.place import place_into
 from tangram.core.convert import slice_request
 from tangram.core.plans import Desired, Division, Share
@@ -188,13 +188,14 @@ class _Book:
         requests: Mapping[str, SliceRequest],
         there: Mapping[str, Sequence[Placement]],
         empty: Inventory,
+        cost: Mapping[str, float] | None = None,
     ) -> None:
         self.claims = claims
         self._requests = requests
         self._there = there
         self._empty = empty
         self._worth = {n: quota.values(c) for n, c in claims.items()}
-        self._cost = {n: _cost(requests[n], empty) for n in claims}
+        self._cost = _costs(requests, empty) if cost is None else cost
         self._by_priority = sorted(claims, key=lambda n: (-claims[n].priority, n))
         self._levels = sorted({c.priority for c in claims.values()}, reverse=True)
 
@@ -216,7 +217,7 @@ class _Book:
 
     def weighed(self, claims: Mapping[str, Claim]) -> _Book:
         """The same with other claims of the same models."""
-        return _Book(claims, self._requests, self._there, self._empty)
+        return _Book(claims, self._requests, self._there, self._empty, self._cost)
 
     def rank(self, deal: _Deal) -> tuple[tuple[int, ...], tuple[int, ...], float]:
         """Less is better: models with nothing, replicas below the least counts (by priority), harm."""
@@ -281,25 +282,37 @@ class _Trial:
         for placements in there.values():
             for placement in placements:
                 self._around.add(placement)
+        self._shapes = {name: shape_of(request) for name, request in requests.items()}
         self._full: set[Shape] = set()
         self._crowded: set[Shape] = set()
         """Shapes that fit only in place of what runs."""
+        self._roomy: dict[Shape, list[DeviceTally]] = {}
+        """Devices of `_held` that may have room for a shape: nothing there ever goes."""
+        self._roomy_around: dict[Shape, list[DeviceTally]] = {}
+        """The same of `_around`, until something goes."""
         self._displaced: set[str] = set()
+        self._asked = dict.fromkeys(requests, 0)
+        """How many of those that are there were asked to stay."""
+        self._lost: set[str] = set()
+        """Models of which some had to leave."""
         self.counts = dict.fromkeys(requests, 0)
         self._kept: set[str] = set()
         self._places: dict[str, tuple[Placement, ...]] = dict.fromkeys(requests, ())
 
     def one_more(self, name: str) -> bool:
         """One replica more of the model: one that is there, or a new one where the packer finds a place."""
-        there = [p for p in self._there[name] if p.request.id not in self._kept]
-        left = next((p for p in there if p.request.id not in self._displaced), None)
-        if left is not None:
-            if not self._has_room(left):
-                self._leave(left)
-                return self.one_more(name)
-            self._held.add(left)
-            self._kept.add(left.request.id)
-        elif there or not self._place(name):
+        there = self._there[name]
+        for placement in there[self._asked[name] :]:
+            self._asked[name] += 1
+            if placement.request.id not in self._displaced:
+                if self._has_room(placement):
+                    self._held.add(placement)
+                    self._kept.add(placement.request.id)
+                    self.counts[name] += 1
+                    return True
+                self._leave(placement)
+            self._lost.add(name)
+        if name in self._lost or not self._place(name):
             return False
         self.counts[name] += 1
         return True
@@ -309,12 +322,15 @@ class _Trial:
 
     def _place(self, name: str) -> bool:
         request = replace(self._requests[name], id=f"{name}-new{self.counts[name]}")
-        if (shape := shape_of(request)) in self._full:
+        if (shape := self._shapes[name]) in self._full:
             return False
         # Where all that runs may stay, it does; else it goes in place of what nobody has been granted.
-        if (found := None if shape in self._crowded else place_into(self._around, request)) is None:
+        found = None
+        if shape not in self._crowded:
+            found = place_into(self._around, request, _able(self._around, shape, self._roomy_around))
+        if found is None:
             self._crowded.add(shape)
-            found = place_into(self._held, request)
+            found = place_into(self._held, request, _able(self._held, shape, self._roomy))
         if found is None:
             self._full.add(shape)
             return False
@@ -343,6 +359,7 @@ class _Trial:
         self._displaced.add(placement.request.id)
         self._around.remove(placement.request.id)
         self._crowded.clear()
+        self._roomy_around.clear()
 
     def _has_room(self, placement: Placement) -> bool:
         """Whether what runs there still does beside what is held. That it may run there at all is not asked again."""
@@ -364,10 +381,20 @@ class _Trial:
         return True
 
 
-def _cost(request: SliceRequest, fleet: Inventory) -> float:
-    """The greatest share of the fleet that one slice takes: of memory, of compute or of clients."""
-    devices = fleet.devices
-    memory = sum(d.usable_mib for d in devices) or 1
-    compute = sum(d.compute for d in devices) or 1
-    clients = sum(d.max_clients for d in devices) or 1
-    return request.devices * max(request.memory_mib / memory, request.compute / compute, 1.0 / clients)
+def _able(fleet: Occupancy, shape: Shape, known: dict[Shape, list[DeviceTally]]) -> list[DeviceTally]:
+    """The devices with room enough, of those known to be the only ones."""
+    memory, compute = shape.memory_mib, shape.compute
+    devices = known.get(shape, fleet.devices.values())
+    known[shape] = able = [t for t in devices if t.free_mib >= memory and t.free_compute >= compute]
+    return able
+
+
+def _costs(requests: Mapping[str, SliceRequest], fleet: Inventory) -> dict[str, float]:
+    """The greatest share of the fleet that one slice of each takes: of memory, of compute or of clients."""
+    memory = sum(d.usable_mib for d in fleet.devices) or 1
+    compute = sum(d.compute for d in fleet.devices) or 1
+    clients = sum(d.max_clients for d in fleet.devices) or 1
+    return {
+        name: request.devices * max(request.memory_mib / memory, request.compute / compute, 1.0 / clients)
+        for name, request in requests.items()
+    }

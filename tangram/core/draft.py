@@ -7,13 +7,14 @@ from dataclasses import replace
 from typing import Final
 
 from packer.defrag import LONGEST, defragment
-from packer.inventory import Inventory, Move, NoFit, Placement
+from packer.inventory import Move, NoFit, Placement
 from packer.ledger import Ledger, LedgerError
 from packer.mix import Shape, shape_of
-from packer.moves import make_room
+from packer.moves import Search
 from packer.place import Placer
 from tangram.core.convert import in_words, slice_request
 from tangram.core.loans import resizes
+from tangram.core.movers import RESIDENCY_S, movers
 from tangram.core.partitions import with_repartitions
 from tangram.core.plans import (
     Action,
@@ -40,8 +41,6 @@ ATTEMPT_DELAYS_S: Final = (1.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 #: Moves that one plan may consist of, and moves an hour: each costs a start and its memory twice for a moment.
 MOVES_A_PLAN: Final = 4
 MOVES_AN_HOUR: Final = 60
-#: Seconds a replica must have been ready before it may be moved.
-RESIDENCY_S: Final = 20.0
 ROOM: Final = "room is being made"
 
 
@@ -66,6 +65,14 @@ class Draft:
         self._stuck: set[Shape] = set()
         """Shapes for which no moves make room."""
         self._health = {d.id: d.healthy for d in ledger.devices}
+        self._soon: dict[Shape, str] = {}
+        """Shapes for which moves will make room that cannot begin yet, in words."""
+        self._searches: dict[tuple[int, int], Search] = {}
+        live = {r.name for r in observed.replicas if r.live}
+        self._moving = [r for r in observed.replicas if r.live and r.replaces in live]
+        self._leaving = len(live) < len(observed.replicas)
+        self._looked: tuple[int, tuple[dict[str, Replica], dict[str, Replica], int]] | None = None
+        """What `_lie` said after so many actions."""
 
     def finish(self) -> Plan:
         actions = with_repartitions(self._actions, [r.placement for r in self._observed.replicas])
@@ -284,29 +291,30 @@ class Draft:
 
     def _make_room(self, model: Model, refusal: NoFit, attempts: Attempts) -> None:
         """Begin what would let the refused replica in: the moves of the packer's plan that fit right now."""
-        there = {r.name for r in self._observed.replicas if r.live}
-        under_way = [r for r in self._observed.replicas if r.live and r.replaces in there]
-        under_way += [a.replica for a in self._actions if isinstance(a, Start) and a.replica.replaces]
+        begun = [a.replica for a in self._actions if isinstance(a, Start) and a.replica.replaces]
+        under_way = [*self._moving, *begun]
         if under_way:
             moving = ", ".join(f"{r.replaces} to {in_words(r.placement)}" for r in under_way)
             self._waiting[model.name] = f"room is being made: {moving}"
             return
-        leaving = [r.name for r in self._observed.replicas if not r.live]
-        if refusal.permanent or leaving or self._moves_left <= 0:
+        if refusal.permanent or self._leaving or self._moves_left <= 0:
             return
-        inventory = self._ledger.inventory()
-        movable, young = self._movable()
-        lie = _lie(inventory)
-        searched = hash((refusal.request.id.rpartition("-")[0], lie, tuple(sorted(movable)), tuple(sorted(young))))
+        movable, young, lie = self._lie()
+        searched = hash((refusal.request.id.rpartition("-")[0], lie))
         if attempts.searched == searched:
             return
         # Within a plan nothing is given back: where no moves let in a slice like this, none do now.
-        stuck = (shape := shape_of(refusal.request)) in self._stuck
-        found = () if stuck else self._search(refusal, inventory, movable)
-        if not found and young and not stuck and (later := self._search(refusal, inventory, {**movable, **young})):
+        shape = shape_of(refusal.request)
+        if (later := self._soon.get(shape)) is not None:
+            self._waiting[model.name] = later
+            return
+        stuck = shape in self._stuck
+        found = () if stuck else self._search(refusal, movable)
+        if not found and not stuck and (later_moves := self._search(refusal, {**movable, **young}) if young else ()):
             # Nobody loses a replica for what a move will do in a moment.
-            names = ", ".join(sorted(young.keys() & {m.instance for m in later}))
-            self._waiting[model.name] = f"room is being made: {names} may move once ready for {RESIDENCY_S:g} s"
+            names = ", ".join(sorted(young.keys() & {m.instance for m in later_moves}))
+            self._soon[shape] = f"room is being made: {names} may move once ready for {RESIDENCY_S:g} s"
+            self._waiting[model.name] = self._soon[shape]
             return
         if not found:
             self._stuck.add(shape)
@@ -322,11 +330,17 @@ class Draft:
             moved.append(f"{move.instance} from {in_words(move.source)} to {in_words(move.target)}")
         self._waiting[model.name] = f"room is being made: {', '.join(moved)}"
 
-    def _search(self, refusal: NoFit, inventory: Inventory, movable: Collection[str]) -> Sequence[Move]:
+    def _search(self, refusal: NoFit, movable: Collection[str]) -> Sequence[Move]:
         """Moves of these replicas that let the refused one in; none where there are none."""
-        fixed = {p.request.id for p in inventory.placements}.difference(movable)
-        most = min(MOVES_A_PLAN, self._moves_left)
-        found = make_room(inventory, refusal.request, fixed=fixed, most=most, mix=self._observed.mix)
+        if not movable:
+            return ()
+        # Between two actions the same may move, or with the young ones more.
+        key = (len(self._actions), len(movable))
+        if (search := self._searches.get(key)) is None:
+            inventory = self._ledger.inventory()
+            fixed = {p.request.id for p in inventory.placements}.difference(movable)
+            search = self._searches[key] = Search(inventory, fixed, self._observed.mix)
+        found = search.make_room(refusal.request, min(MOVES_A_PLAN, self._moves_left))
         return found.moves if found is not None else ()
 
     def lend(self) -> None:
@@ -355,21 +369,18 @@ class Draft:
         self._begin(mover, target, f"moves {move.instance} {why}", replaces=move.instance)
         self._moves_left -= 1
 
-    def _movable(self) -> tuple[dict[str, Replica], dict[str, Replica]]:
-        """Replicas that may move, and those that may once they have been ready for a while.
+    def _lie(self) -> tuple[dict[str, Replica], dict[str, Replica], int]:
+        """Who may move, who soon may, and a hash of that and of where all lie: worked out once between two actions."""
+        if self._looked is None or self._looked[0] != len(self._actions):
+            movable, young = self._movable()
+            where = sorted((p.request.id, p.all_devices) for p in self._ledger.inventory().placements)
+            digest = hash((tuple(where), tuple(sorted(movable)), tuple(sorted(young))))
+            self._looked = len(self._actions), (movable, young, digest)
+        return self._looked[1]
 
-        Both are of the revision wanted and not in the way of anything else.
-        """
+    def _movable(self) -> tuple[dict[str, Replica], dict[str, Replica]]:
         touched = {a.replica for a in self._actions if isinstance(a, Drain | Undrain | Stop | Resize)}
-        movable: dict[str, Replica] = {}
-        young: dict[str, Replica] = {}
-        for r in self._observed.replicas:
-            wanted = self._desired.get(r.model)
-            if r.name in touched or wanted is None or r.revision != wanted.model.revision:
-                continue
-            if r.phase is Phase.READY:
-                (movable if self._now - r.since >= RESIDENCY_S else young)[r.name] = r
-        return movable, young
+        return movers(self._observed.replicas, self._desired, touched, self._now)
 
     def _roll(self, want: Desired, new: list[Replica], old: list[Replica], replicas: Sequence[Replica]) -> None:
         count, revision = want.count, want.model.revision
@@ -436,7 +447,3 @@ def _ready(replicas: Sequence[Replica]) -> int:
 
 def _waits_since(replica: Replica) -> float:
     return replica.since if replica.phase is Phase.UNREADY else replica.progress_since
-
-
-def _lie(inventory: Inventory) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    return tuple(sorted((p.request.id, p.all_devices) for p in inventory.placements))

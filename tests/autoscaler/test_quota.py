@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoscaler.quota import Claim, harm, share, values
+from autoscaler.quota import Claim, harm, share, values, weight
 
 claims = st.lists(
     st.builds(
@@ -38,6 +38,21 @@ def test_one_more_is_never_worth_more_than_the_one_before(asked):
     for claim in asked:
         worth = values(claim)
         assert all(a >= b - 1e-9 for a, b in pairwise(worth))
+
+
+@given(claims)
+def test_the_values_are_the_steepest_chords_of_the_weighed_harms(asked):
+    for claim in asked:
+        harms = [
+            weight(claim) * (h + 3.0 * max(0.0, h - harm(claim, min(claim.held, claim.wanted))))
+            for h in (harm(claim, n) for n in range(claim.wanted + 1))
+        ]
+        steepest, at = [], 0
+        while at < claim.wanted:
+            end = max(range(at + 1, claim.wanted + 1), key=lambda n: ((harms[at] - harms[n]) / (n - at), n))
+            steepest += [(harms[at] - harms[end]) / (end - at)] * (end - at)
+            at = end
+        assert values(claim) == pytest.approx(steepest)
 
 
 def test_nobody_is_starved_and_priority_comes_first():

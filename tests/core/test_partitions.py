@@ -11,7 +11,7 @@ from packer.mix import Mix, shape_of
 from packer.verify import verify
 from tangram.core.convert import slice_request
 from tangram.core.decision import in_words
-from tangram.core.draft import RESIDENCY_S
+from tangram.core.movers import RESIDENCY_S
 from tangram.core.planner import ledger_of, plan
 from tangram.core.plans import Desired, Drain, Observed, Plan, Repartition, Start, apply
 from tangram.core.replica import Observation, Phase, Replica, observe
