@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 from autoscaler import behavior as hpa
 from autoscaler import keepalive, timer
+from autoscaler.forecast import latest
 from autoscaler.need import boost
 from autoscaler.schedule import bounds
 from autoscaler.signals import Scene, look, read
@@ -109,7 +110,9 @@ def recommend(
     wanted, signal, words = verdict
     known = scene.capacity.rate if scene.capacity else None
     previous = supply.ready + supply.starting
-    advice = Recommendation(wanted, previous, signal, says, words, boosted, known, policy.advisory, window)
+    coming = latest(seen.history)
+    expected = coming.middle if coming else None
+    advice = Recommendation(wanted, previous, signal, says, words, boosted, known, policy.advisory, window, expected)
     decided = (wanted, highs, lows, events, judged_at, doubted_from, scene.carried, boosted, boosted_until)
     return advice, State._make((*observed, *decided))
 

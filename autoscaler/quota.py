@@ -3,8 +3,9 @@
 Each model has a value for its n-th replica: the harm that it takes away. The harm at n replicas is the rate of requests
 that come too late, from staffing.py where n suffices on average; where n does not, nearly all, since the queue grows
 until everybody waits. What waits already adds to the rate, as it has to be served too. The harm is weighed by priority
-(2 to the power of it) and by what the model suffered of late, so that none is always the last; and harm done anew, by
-taking replicas that a model holds, counts several times, since who gets them gains only a start and a queue later.
+(2 to the power of it) and by what the model was refused of late, so that none is always the last; and harm done anew,
+by taking replicas that a model holds, counts several times, since who gets them gains only a start and a queue later.
+So what stands is changed where much is gained, and not to and fro.
 
 Every model that wants any gets its min first, or one, highest priority first. What is left goes where the least harm
 remains in all. A model that cannot be served in full does hardly better with one replica more, so this is a
@@ -24,8 +25,8 @@ from autoscaler.staffing import late_share
 _WAIT_S = 1.0
 SUFFER_S = 2000.0
 """Over which `Claim.suffered` is averaged: long, so that models take turns of many minutes; each costs a start."""
-_FAIRNESS = 6.0
-"""Times its harm that a model counts more when all its requests were late of late."""
+_FAIRNESS = 12.0
+"""Times its harm that a model counts more when all that it wants was refused of late."""
 _STAY = 3.0
 """Times that harm counts more where it comes from taking replicas away."""
 _DRAIN_S = 180.0
@@ -51,9 +52,9 @@ class Claim:
     floor: int = 0
     """minReplicas."""
     suffered: float = 0.0
-    """Share of its requests that were late of late, 0 to 1."""
+    """Share of the replicas wanted that it was refused of late, 0 to 1."""
     held: int = 0
-    """Replicas that it has."""
+    """Replicas that it has, those that start included."""
     queued: float = 0.0
     """Requests that wait."""
     cost: int = 1
@@ -85,10 +86,14 @@ def harm(claim: Claim, replicas: int) -> float:
 
 def values(claim: Claim) -> list[float]:
     """The value of the first, second, ... replica up to those wanted: never rising."""
-    harms = _weighed(claim)
+    return chords(harms(claim))
+
+
+def chords(harms: Sequence[float]) -> list[float]:
+    """What each replica takes away of the harms with 0, 1, ... of them, made convex: the steepest chords."""
     # The lower convex hull of the harms: its corners, and how steeply it falls to each (Andrew's monotone chain).
     corners, slopes = [0], [0.0]
-    for n in range(1, claim.wanted + 1):
+    for n in range(1, len(harms)):
         slope = (harms[corners[-1]] - harms[n]) / (n - corners[-1])
         while len(corners) > 1 and slope >= slopes[-1]:
             corners.pop()
@@ -104,10 +109,11 @@ def weight(claim: Claim) -> float:
     return 2.0**claim.priority * (1.0 + _FAIRNESS * claim.suffered)
 
 
-def _weighed(claim: Claim) -> list[float]:
-    harms = [harm(claim, n) for n in range(claim.wanted + 1)]
-    now = harms[min(claim.held, claim.wanted)]
-    return [weight(claim) * (late + _STAY * max(0.0, late - now)) for late in harms]
+def harms(claim: Claim) -> list[float]:
+    """The harm with 0, 1, ... replicas up to those wanted, weighed; more where it has fewer than it holds."""
+    plain = [harm(claim, n) for n in range(claim.wanted + 1)]
+    now, counts = plain[min(claim.held, claim.wanted)], weight(claim)
+    return [counts * (late + _STAY * max(0.0, late - now)) for late in plain]
 
 
 def share(claims: Sequence[Claim], units: int) -> list[Grant]:
@@ -140,11 +146,11 @@ def _divide(claims: Sequence[Claim], granted: dict[str, int], left: int) -> None
     least = [0.0] * (left + 1)
     chosen: list[list[int]] = []
     for claim in claims:
-        harms = _weighed(claim)[granted[claim.name] :]
-        choices, sums = [0] * (left + 1), [harms[0] + h for h in least]
-        for more in range(1, len(harms)):
+        late = harms(claim)[granted[claim.name] :]
+        choices, sums = [0] * (left + 1), [late[0] + h for h in least]
+        for more in range(1, len(late)):
             for total in range(more * claim.cost, left + 1):
-                remaining = least[total - more * claim.cost] + harms[more]
+                remaining = least[total - more * claim.cost] + late[more]
                 if remaining <= sums[total]:
                     sums[total], choices[total] = remaining, more
         least = sums

@@ -204,6 +204,8 @@ class Recommendation(NamedTuple):
     """To be shown and recorded, not carried out."""
     window: str = ""
     """The schedules' windows that are open, or about to be, in words."""
+    expected: float | None = None
+    """Requests per second that are expected when a replica asked for now would be ready; None: not known yet."""
 
     @property
     def reasons(self) -> tuple[str, ...]:

@@ -75,13 +75,13 @@ def ours(fleet: _Fleet, wants: list[int]) -> list[int]:
         last = scaler.last
         assert last is not None
         fleet.rates[m] += ((view.sample.arrivals or 0) - fleet.rates[m]) / RATE_S
-        is_late = view.sample.queued_now > fleet.rates[m]
-        fleet.suffered[m] += (is_late - fleet.suffered[m]) / SUFFER_S
+        refused = max(0.0, 1.0 - fleet.given[m] / want) if want else 0.0
+        fleet.suffered[m] += (refused - fleet.suffered[m]) / SUFFER_S
         claims.append(
             Claim(
                 str(m),
                 want,
-                fleet.rates[m],
+                max(fleet.rates[m], last.expected or 0.0),
                 last.capacity or _SLOTS / _SERVICE_S,
                 _SLOTS,
                 suffered=fleet.suffered[m],

@@ -72,7 +72,8 @@ def claim_of(state: ControllerState, entry: ModelState, now: float, monotonic: f
         return None
     least, _ = convert.replica_bounds(entry.model, datetime.fromtimestamp(now, UTC))
     rate = state.demand.qps(entry.model.name, monotonic) or 0.0
-    return convert.claim(entry.model, entry.recommendation, entry.wanted, least, rate, entry.suffered)
+    queued = float(state.demand.queued(entry.model.name))
+    return convert.claim(entry.model, entry.recommendation, entry.wanted, least, rate, queued, entry.suffered)
 
 
 def measure_model(state: ControllerState, entry: ModelState, monotonic: float) -> Sample:

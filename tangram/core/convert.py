@@ -135,13 +135,17 @@ def scaling_policy(model: Model, *, advise: bool = False, most_boost: float = ma
     )
 
 
-def claim(model: Model, advice: Recommendation, wanted: int, least: int, rate: float, suffered: float) -> Claim:
-    """What the model asks of a fleet that cannot hold all; `rate` is what arrives now, in requests per second.
+def claim(
+    model: Model, advice: Recommendation, wanted: int, least: int, rate: float, queued: float, suffered: float
+) -> Claim:
+    """What the model asks of a fleet that cannot hold all.
+
+    `rate` is what arrives now, in requests per second; `queued` are the requests that wait.
 
     A count that is not the autoscaler's (set by hand, or kept in advisory mode) is claimed as the least one.
     """
     scaling = model.spec.scaling
-    rate = max([rate, *(r.value for r in advice.readings if r.name == "capacity" and r.value is not None)])
+    rate = max(rate, advice.expected or 0.0)
     capacity = advice.capacity
     if capacity is None or (scaling.mode is ScalingMode.HONOUR and scaling.target_qps is not None):
         known = [c for c in (capacity, scaling.target_qps) if c is not None]
@@ -155,6 +159,7 @@ def claim(model: Model, advice: Recommendation, wanted: int, least: int, rate: f
         priority=model.spec.priority,
         floor=wanted if scaling.replicas is not None or advice.advisory else least,
         suffered=suffered,
+        queued=queued,
     )
 
 

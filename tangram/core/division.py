@@ -10,10 +10,10 @@ and by what the model was refused of late); the packer says what fits. Nobody's 
     standing   what was granted before, plus whatever room is left over
 
 Of greedy and exact the better one is proposed: fewest models with nothing, then fewest below their least count (both
-highest priority first), then least harm. What stands is kept, though, unless the proposal serves a model that would
-have nothing or too little, or is worth the starts that it costs and no replica that has only just become ready. So
-replicas are not handed to and fro for a little more or less. Nor is a division made anew while it is being carried out,
-as long as the same is wanted.
+highest priority first), then least harm. Harm done by taking away what a model holds counts several times (quota.py),
+and what has only just become ready is not taken, unless a model would have nothing or too little. So replicas are not
+handed to and fro for a little more or less. Nor is a division made anew while it is being carried out, as long as the
+same is wanted.
 
 A replica that runs keeps its place or leaves; it is never moved for a division. Replicas that drain may come back, and
 count as gone otherwise. Models in the middle of a rollout are left alone: they hold what they have.
@@ -38,13 +38,8 @@ from tangram.core.convert import slice_request
 from tangram.core.plans import Desired, Division, Share
 from tangram.core.replica import Phase, Replica, victims
 
-#: A new division must spare as many late requests a second as this share of what the replicas that leave for it can do:
-#: for a start of 30 s neither they nor their successors serve, and that has to be paid back within two minutes.
-SWAP: Final = 0.25
 #: Seconds for which a replica that has become ready is not taken away for less harm elsewhere.
 RESIDENCY_S: Final = 20.0
-#: Seconds of being ready after which it may be another model's turn, though that spares no late requests.
-TURN_S: Final = 600.0
 #: Replicas of the smallest model that one of another counts for at most.
 _MOST_UNITS: Final = 100
 _EPSILON: Final = 1e-9
@@ -67,7 +62,9 @@ def divide(
             draining.setdefault(replica.model, []).append(replica)
     pool = {n: d for n, d in desired.items() if d.claim is not None and _is_settled(d, live.get(n, []))}
     top = max((d.model.spec.priority for d in pool.values()), default=0)
-    claims = {n: _relative(d, top) for n, d in pool.items()}
+    granted = {n: s.granted for n, s in before.shares.items()} if before is not None else {}
+    first = {n: granted.get(n, len(live.get(n, []))) for n in pool}
+    claims = {n: _relative(d, top, first[n]) for n, d in pool.items()}
     if before is not None and (standing := _standing(before, claims, live, draining, now)) is not None:
         return standing
     others = [r.placement for n, there in live.items() if n not in pool for r in there]
@@ -84,18 +81,13 @@ def divide(
         {n: [r.placement for r in there] for n, there in staying.items()},
         Inventory(inventory.nodes, inventory.devices, tuple(others)),
     )
-    granted = {n: s.granted for n, s in before.shares.items()} if before is not None else {}
-    best = book.greedy({n: granted.get(n, len(live.get(n, []))) for n in pool})
-    judges = [(book.weighed({n: replace(c, suffered=0.0) for n, c in claims.items()}), RESIDENCY_S)]
-    if any(c.suffered for c in claims.values()):
-        judges.append((book, TURN_S))
-    for judge, residency_s in judges:
-        proposal = judge.best()
-        # Who has their turn keeps it until it is no longer theirs by what all suffered.
-        theirs = book.rank(proposal) <= book.rank(best)
-        if theirs and _is_better(judge, proposal, best, staying, now, residency_s):
-            best = proposal
-            break
+    best = book.greedy(first)
+    *short, _ = book.rank(best)
+    # Where nobody has too little, models with replicas that are not yet worth their start keep what they have.
+    young = {r.model for there in staying.values() for r in there if r.live and not _is_settled_in(r, now)}
+    proposal = book.best() if any(map(any, short)) or not young else book.keeping({n: first[n] for n in young}).best()
+    if _is_better(book, proposal, best, staying, now):
+        best = proposal
     return Division(claims, {n: _share(claims[n], best, [r.name for r in staying[n]]) for n in pool}, now)
 
 
@@ -142,10 +134,14 @@ def _is_settled(want: Desired, live: Sequence[Replica]) -> bool:
     return not want.canary and not moving and all(r.revision == want.model.revision for r in live)
 
 
-def _relative(want: Desired, top: int) -> Claim:
+def _relative(want: Desired, top: int, held: int) -> Claim:
     """The claim with its priority below the highest, so that weights of two to its power stay finite."""
     assert want.claim is not None
-    return replace(want.claim, wanted=want.count, priority=want.model.spec.priority - top)
+    return replace(want.claim, wanted=want.count, priority=want.model.spec.priority - top, held=held)
+
+
+def _is_settled_in(replica: Replica, now: float) -> bool:
+    return replica.phase is Phase.READY and now - replica.since >= RESIDENCY_S
 
 
 def _share(claim: Claim, deal: _Deal, there: Sequence[str]) -> Share:
@@ -154,18 +150,13 @@ def _share(claim: Claim, deal: _Deal, there: Sequence[str]) -> Share:
     return Share(claim.wanted, granted, value, deal.kept.intersection(there), deal.places[claim.name])
 
 
-def _is_better(
-    book: _Book, best: _Deal, standing: _Deal, staying: Mapping[str, Sequence[Replica]], now: float, residency_s: float
-) -> bool:
+def _is_better(book: _Book, best: _Deal, standing: _Deal, staying: Mapping[str, Sequence[Replica]], now: float) -> bool:
     (*wants, harm), (*wants_now, harm_now) = book.rank(best), book.rank(standing)
     if wants != wants_now:
         return wants < wants_now
     going = standing.kept - best.kept
     leaving = [r for there in staying.values() for r in there if r.name in going]
-    lost = math.fsum(quota.weight(claim) * claim.capacity for claim in (book.claims[r.model] for r in leaving))
-    if harm_now - harm <= max(SWAP * lost, _EPSILON):
-        return False
-    return all(r.phase is Phase.READY and now - r.since >= residency_s for r in leaving)
+    return harm_now - harm > _EPSILON and all(_is_settled_in(r, now) for r in leaving)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +185,8 @@ class _Book:
         self._requests = requests
         self._there = there
         self._empty = empty
-        self._worth = {n: quota.values(c) for n, c in claims.items()}
+        self._harms = {n: quota.harms(c) for n, c in claims.items()}
+        self._worth = {n: quota.chords(h) for n, h in self._harms.items()}
         self._cost = _costs(requests, empty) if cost is None else cost
         self._by_priority = sorted(claims, key=lambda n: (-claims[n].priority, n))
         self._levels = sorted({c.priority for c in claims.values()}, reverse=True)
@@ -215,8 +207,9 @@ class _Book:
         least = min(self._cost.values())
         return {n: min(_MOST_UNITS, round(cost / least)) for n, cost in self._cost.items()}
 
-    def weighed(self, claims: Mapping[str, Claim]) -> _Book:
-        """The same with other claims of the same models."""
+    def keeping(self, counts: Mapping[str, int]) -> _Book:
+        """The same, with so many as the least counts of these models."""
+        claims = {n: replace(c, floor=max(c.floor, counts.get(n, 0))) for n, c in self.claims.items()}
         return _Book(claims, self._requests, self._there, self._empty, self._cost)
 
     def rank(self, deal: _Deal) -> tuple[tuple[int, ...], tuple[int, ...], float]:
@@ -226,9 +219,7 @@ class _Book:
             claims = [c for c in self.claims.values() if c.priority == level and c.wanted]
             nothing.append(sum(deal.counts[c.name] == 0 for c in claims))
             below.append(sum(max(0, min(c.floor, c.wanted) - deal.counts[c.name]) for c in claims))
-        harm = math.fsum(
-            quota.weight(claim) * quota.harm(claim, deal.counts[name]) for name, claim in self.claims.items()
-        )
+        harm = math.fsum(harms[deal.counts[name]] for name, harms in self._harms.items())
         return tuple(nothing), tuple(below), harm
 
     def greedy(self, first: Mapping[str, int]) -> _Deal:

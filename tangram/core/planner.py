@@ -25,8 +25,8 @@ Rules, in the order they are applied to a model:
    replica drains when its successor is ready. Where the fleet has no room for one more, an old one drains first, if
    others are ready to carry the load or it is the only one.
 9. What finds no place although every model keeps what it has is divided anew (division.py): models that have more than
-   their share make room for those that have less, unless it would be in vain (futility.py). What each was granted is
-   part of the plan.
+   their share make room for those that have less, unless it would be in vain (futility.py) or moves make it. What each
+   was granted is part of the plan.
 10. A slice grows at once where the model allows it and its load wants more than its ready replicas can do (loans.py):
     by what its device has not guaranteed to anyone, and only until others need it or more replicas are ready.
 11. While a canary is held, the wanted replicas of the former revision stay (and scale), and as many of the new one as
@@ -65,9 +65,12 @@ def plan(observed: Observed, desired: Mapping[str, Desired], ledger: Ledger, now
     if not any(n in desired and desired[n].claim for n in short):
         return replace(outcome, waiting={**_told(vain), **outcome.waiting})
     there = Counter(r.model for r in observed.replicas if r.live)
-    able = {n: replace(w, count=min(w.count, there[n])) if n in vain else w for n, w in desired.items()}
+    # Nobody leaves for what moves will let in.
+    moving = outcome.refusals.keys() & outcome.waiting.keys()
+    content = vain.keys() | moving
+    able = {n: replace(w, count=min(w.count, there[n])) if n in content else w for n, w in desired.items()}
     division = divide(able, observed.replicas, fleet, observed.division, now)
-    shares = division.shares
+    shares = {n: share for n, share in division.shares.items() if n not in moving}
     shared = {n: able[n].limited(shares[n]) if n in shares else want for n, want in desired.items()}
     divided = _plan(observed, shared, ledger, now)
     # What was refused is told in the packer's words.
