@@ -17,6 +17,10 @@ Who takes a place writes that down first, then passes a *fence*, then reads what
 so at once at least one sees the other, however their steps interleave. A new row is made known (cell 1) before anything
 is written to it, so the same holds for a worker that has just come.
 
+What a worker wrote without a fence is seen by the others a moment later, long before it writes there again: thousands
+of its stores lie between two requests, and no processor holds back a hundred. So without a fence a count is short by
+one for each other worker at most, and who finds it further than that from a limit (`Counts.blur`) needs none.
+
 A row is cleared when its worker leaves, or by whoever finds that it has died (see `gateway.rows`). What was taken from
 buckets stays taken: only differences of SPENT are looked at, and the latest FULL_AT of all. Times are nanoseconds of
 the machine's monotonic clock; what was counted before the machine was started is forgotten.
@@ -98,14 +102,18 @@ class Counts:
     A place in a row is a kind and a column: `HELD + slot % COLUMNS`.
     """
 
-    __slots__ = ("_cells", "_others", "_own", "_row", "_used", "fence")
+    __slots__ = ("_cells", "_others", "_row", "_used", "blur", "fence", "own")
 
     def __init__(self, all_cells: memoryview, row: int, fence: Callable[[], None]) -> None:
         self._cells = all_cells
         self._row = row
-        self._own = self._view(row)
+        self.own = self._view(row)
+        """The own row."""
         self._others: tuple[memoryview, ...] = ()
         self._used = 0
+        self.blur = 0
+        """More than what was written without a fence and not seen when `others` was last asked: by them of this worker
+        and by this worker of them."""
         self.fence = fence
 
     def _view(self, row: int) -> memoryview:
@@ -113,13 +121,14 @@ class Counts:
 
     def add(self, place: int, step: int) -> None:
         """Count up or down in the own row."""
-        self._own[place] += step
+        self.own[place] += step
 
     def others(self, place: int) -> int:
         """What all other workers count, now."""
         used = self._cells[_IN_USE]
         if used != self._used:
             self._used = used
+            self.blur = 2 * used
             self._others = tuple(self._view(row) for row in range(used) if row != self._row)
         count = 0
         for row in self._others:
@@ -128,11 +137,11 @@ class Counts:
 
     def all(self, place: int) -> int:
         """What all workers count, now."""
-        return self._own[place] + self.others(place)
+        return self.own[place] + self.others(place)
 
     def set(self, place: int, value: int) -> None:
         """Write to the own row."""
-        self._own[place] = value
+        self.own[place] = value
 
     def latest(self, place: int) -> int:
         """The greatest of all rows, now."""

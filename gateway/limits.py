@@ -5,7 +5,8 @@ alone keeps its counts to itself. Several share memory (`gateway.counts`), each 
 
 Concurrency holds exactly, however small the limit. A worker adds itself first, then looks at the others, and takes
 itself off again when the sum is over the limit. Of two workers that race for the last place both may step back, but
-never do both go in; the one that waits tries again when its waiting room is next looked at.
+never do both go in; the one that waits tries again when its waiting room is next looked at. Far from the limit that
+takes no fence (`Counts.blur`).
 
 A `Bucket` is looked at before it is written to: of n workers that take its last token in the same microsecond all get
 one, so a burst may be n - 1 requests larger, which are paid back. Who takes a token has looked at what the others know
@@ -41,7 +42,7 @@ class Bucket:
     As GCRA (ITU-T I.371): one number, the time at which it would be full again.
     """
 
-    __slots__ = ("_column", "_counts", "_depth", "_full_at", "_seen", "_step", "burst", "rate")
+    __slots__ = ("_counts", "_depth", "_full_at", "_seen", "_spent", "_step", "burst", "rate")
 
     def __init__(self, rate: float, burst: float, counts: Counts | None = None, slot: int = 0) -> None:
         self.rate = rate
@@ -54,23 +55,23 @@ class Bucket:
 
     def take_slot(self, slot: int) -> None:
         """Share what is counted under this slot from now on; what was taken so far stays taken."""
-        self._column = slot % COLUMNS
+        self._spent = SPENT + slot % COLUMNS
         self._seen: int | None = None
 
     def wait_s(self, now: float) -> float:
         """Seconds until a token is there; 0 where one is."""
-        if self._counts is not None:
-            self._look(self._counts, now)
+        counts = self._counts
+        if counts is not None:
+            spent = counts.others(self._spent)
+            if spent != self._seen:
+                self._learn(counts, spent, now)
         full_at = self._full_at
         wait = (full_at if full_at > now else now) + self._step - now - self._depth
         return wait if wait > 0 else 0.0
 
-    def _look(self, counts: Counts, now: float) -> None:
-        spent = counts.others(SPENT + self._column)
-        if spent == self._seen:
-            return
+    def _learn(self, counts: Counts, spent: int, now: float) -> None:
         # A slot may have been that of another limit a moment ago: no bucket is further from full than empty.
-        known = min(counts.latest(FULL_AT + self._column) / 1e9, now + self.burst / self.rate)
+        known = min(counts.latest(self._spent - SPENT + FULL_AT) / 1e9, now + self.burst / self.rate)
         # Tokens that were taken at the same time as one of ours are not in what the others knew.
         self._full_at = max(known, self._full_at + (spent - (spent if self._seen is None else self._seen)) / self.rate)
         self._seen = spent
@@ -80,8 +81,9 @@ class Bucket:
         full_at = self._full_at
         self._full_at = (full_at if full_at > now else now) + self._step
         if self._counts is not None:
-            self._counts.add(SPENT + self._column, 1)
-            self._counts.set(FULL_AT + self._column, max(0, int(self._full_at * 1e9)))
+            own = self._counts.own
+            own[self._spent] += 1
+            own[self._spent - SPENT + FULL_AT] = int(self._full_at * 1e9)
 
 
 @dataclass
@@ -110,11 +112,13 @@ class Limits:
                 return False
         else:
             place = HELD + endpoint.slot % COLUMNS
-            counts.add(place, 1)
-            if limit:
+            own = counts.own
+            held = own[place] + 1
+            own[place] = held
+            if limit and held + counts.others(place) + counts.blur > limit:
                 counts.fence()
-                if counts.all(place) > limit:
-                    counts.add(place, -1)
+                if held + counts.others(place) > limit:
+                    own[place] = held - 1
                     return False
         endpoint.in_flight += 1
         return True
@@ -125,7 +129,7 @@ class Limits:
             raise ValueError("released more often than acquired")
         endpoint.in_flight -= 1
         if self._counts is not None:
-            self._counts.add(HELD + endpoint.slot % COLUMNS, -1)
+            self._counts.own[HELD + endpoint.slot % COLUMNS] -= 1
 
     def move(self, endpoint: Limited, old_slot: int) -> None:
         """The endpoint was given another slot while requests were in flight to it."""

@@ -410,7 +410,7 @@ class History(RuleBasedStateMachine):
             assert all(m.idle for m in desk.it.meter.models.values())
             assert not any(e.in_flight for e in desk.it.endpoints().values())
             assert desk.it.next_tick(desk.now) is None
-            assert not desk.it.limits._counts._own.tobytes().strip(b"\0")
+            assert not desk.it.limits._counts.own.tobytes().strip(b"\0")
 
 
 History.TestCase.settings = settings(max_examples=60, stateful_step_count=40)

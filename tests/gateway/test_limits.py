@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.counts import COLUMNS
+from gateway.counts import COLUMNS, Counts
 from gateway.limits import Bucket, Limited, Limits, Queue
 
-from .sharing import Machine, share
+from .sharing import Machine, memory, share
 
 
 def limited(slot: int = 0, concurrency: int = 0) -> Limited:
@@ -136,6 +136,18 @@ def test_without_the_fence_two_would_go_in():
     programs = [lambda w=w: got.append(machine.limits[w].acquire(places[w])) for w in range(2)]
     machine.run(programs, [(0, "step"), (1, "step")] * 10)
     assert got == [True, True]
+
+
+def test_only_near_the_limit_a_fence_is_needed():
+    cells = memory(3)
+    fences: list[int] = []
+    one, two = (Limits(Counts(cells, row, lambda: fences.append(1))) for row in range(2))
+    mine, theirs = limited(3, 100), limited(3, 100)
+    assert all(two.acquire(theirs) for _ in range(60))
+    assert not fences
+    assert [one.acquire(mine) for _ in range(41)] == [True] * 40 + [False]
+    assert 3 <= len(fences) <= 10
+    assert one.load(mine) == 100
 
 
 # --- requests a second ---
