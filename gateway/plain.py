@@ -29,7 +29,14 @@ _FIELD: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+): ([!-~\x80-\xff](?:[
 NUMBER: Final = re.compile(rb"0|[1-9][0-9]{0,14}")
 _LENGTHS: Final = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
 #: Fields with which a request is for the full path.
-_NOT_PLAIN: Final = frozenset({b"expect", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"})
+_NOT_PLAIN: Final = frozenset({b"expect", b"proxy-connection", b"te", b"trailer", b"transfer-encoding"})
+#: What `Connection` may name. Java's client asks with each request for HTTP/2, and takes no answer for no.
+_NAMED: Final = frozenset({b"keep-alive", b"upgrade", b"http2-settings"})
+#: Lists that may come in several lines: a proxy in front adds one of its own. The gateway looks at none of them.
+_LISTS: Final = frozenset(
+    {b"accept", b"accept-encoding", b"accept-language", b"baggage", b"cache-control", b"cookie", b"forwarded"}
+    | {b"tracestate", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-port", b"x-forwarded-proto"}
+)
 
 Fields = list[tuple[bytes, bytes]]
 V = TypeVar("V")
@@ -94,15 +101,22 @@ def read_request(head: bytes) -> RequestHead | None:
     if fields is None:
         return None
     values = {name.lower(): value for name, value in fields}
-    if len(values) != len(fields) or not _NOT_PLAIN.isdisjoint(values):
+    if not _NOT_PLAIN.isdisjoint(values):
         return None
+    if len(values) != len(fields):
+        single = [name for field, _ in fields if (name := field.lower()) not in _LISTS]
+        if len(single) != len(set(single)):
+            return None
+    named = headers.nominated(fields)
     host = values.get(b"host", b"")
     length = values.get(b"content-length")
     if (
         not host
         or not host.isascii()
         or not heads.is_authority(host.decode("ascii"))
-        or values.get(b"connection", b"keep-alive").lower() != b"keep-alive"
+        or not named <= _NAMED
+        or (b"upgrade" in named) != (values.get(b"upgrade", b"").lower() == b"h2c")
+        or (b"upgrade" in values) != (b"upgrade" in named)
         or (length is not None and not NUMBER.fullmatch(length))
     ):
         return None

@@ -213,6 +213,16 @@ async def test_http_1_0_ends_the_connection_unless_it_asks_for_more(gateway, rep
     assert await client.ended()
 
 
+async def test_who_asks_for_http_2_is_answered_as_he_asked(gateway, replica):
+    one = await replica()
+    gateway.model("m", one)
+    client = await gateway.client()
+    h2c = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAA\r\n"
+    for _ in range(3):
+        assert (await client.ask(P + H + h2c + b"Content-Length: 2\r\n\r\n{}")).status == 200
+    assert not [name for seen in one.seen for name, _ in seen.headers if name.lower() in ("upgrade", "http2-settings")]
+
+
 async def test_connection_close_is_honoured(gateway):
     client = await gateway.client()
     answer = await client.ask(b"GET /v2 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")

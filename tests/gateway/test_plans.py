@@ -85,8 +85,14 @@ def test_models_that_need_more_are_left_to_the_full_path(field):
         b"Transfer-Encoding: chunked",
         b"TE: trailers",
         b"Upgrade: websocket",
+        b"Upgrade: h2c",
         b"Connection: X-A",
         b"Connection: close",
+        b"Connection: Upgrade",
+        b"Connection: Upgrade\r\nUpgrade: websocket",
+        b"Connection: Upgrade\r\nUpgrade: h2c, websocket",
+        b"Connection: keep-alive\r\nConnection: keep-alive",
+        b"Authorization: a\r\nAuthorization: b",
         b"Host: b",
         b"X-A: twice",
         b"Content-Length: 12",
@@ -107,6 +113,19 @@ def test_what_is_not_plain_is_left_to_the_full_path(line):
     desk = Desk(model())
     assert desk.plan(HEAD) is not None
     assert desk.plan(HEAD.replace(b"\r\n\r\n", b"\r\n" + line + b"\r\n\r\n")) is None
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"Connection: Keep-Alive",
+        b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAA",
+        b"X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-For: 7.7.7.7",
+        b"accept: text/html\r\nAccept: */*",
+    ],
+)
+def test_what_common_clients_and_proxies_add_is_plain(lines):
+    assert Desk(model()).plan(HEAD.replace(b"\r\n\r\n", b"\r\n" + lines + b"\r\n\r\n")) is not None
 
 
 @pytest.mark.parametrize(
