@@ -3,7 +3,9 @@
 In a turn the loop reads from all sockets for which something has come, and most of what is read from one is to be
 written to another. If each of those writes were made at once, each would wake the process that waits for it, only for
 that to find little and to sleep again. So all is read first, and then all is written: whoever is at the other ends
-finds more at a time, is woken less often, and asks for less in return. Nothing waits for what has not come yet.
+finds more at a time, is woken less often, and asks for less in return. Where a turn has several writes, more may have
+come while it went on: so the loop looks once more, without waiting, and again as long as it finds some. Nothing waits
+for what has not come yet.
 
 While turns have but one write each, there is nothing to gain, and each is made at once; now and then a turn is counted,
 to see whether that is still so.
@@ -19,7 +21,7 @@ from typing import Final
 
 #: What is larger goes out at once: to keep it would help nobody, and the answer to its write is wanted.
 _LARGE: Final = 16 * 1024
-#: So many writes do not wait for the end of a long turn.
+#: So many writes do not wait for the end.
 _MOST: Final = 32
 #: After so many turns with one write each, writes are made at once; one in so many of those then begins a turn that is
 #: counted.
@@ -30,7 +32,7 @@ _LOOK: Final = 8
 class Outbox:
     """The writes that wait for the end of this turn."""
 
-    __slots__ = ("_count", "_due", "_lonely", "_loop", "_waiting")
+    __slots__ = ("_count", "_due", "_lonely", "_loop", "_seen", "_waiting")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -39,6 +41,8 @@ class Outbox:
         """Whether `_end` will be called."""
         self._count = 0
         """Writes in this turn; or since one was last counted."""
+        self._seen = 0
+        """Writes up to the last look."""
         self._lonely = 0
         """Turns in a row that had one write."""
 
@@ -68,10 +72,14 @@ class Outbox:
 
     def _begin(self) -> None:
         self._due = True
-        self._count = 1
+        self._count = self._seen = 1
         self._loop.call_soon(self._end)
 
     def _end(self) -> None:
+        if self._count > self._seen:
+            self._seen = self._count
+            self._loop.call_soon(self._end)
+            return
         self._due = False
         self._lonely = self._lonely + 1 if self._count == 1 else 0
         self.flush()

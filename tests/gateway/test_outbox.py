@@ -32,17 +32,35 @@ def pair() -> tuple[Outbox, list[tuple[str, bytes]], Any, Any]:
     return outbox, notes, cast(Any, Transport(notes, "a")), cast(Any, Transport(notes, "b"))
 
 
+async def turn() -> None:
+    """Until nothing more comes."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
 async def test_what_is_put_goes_out_at_the_end_of_the_turn_in_its_order():
     outbox, notes, a, b = pair()
     outbox.put(a, b"1")
     outbox.put(b, b"2")
     outbox.put(a, b"3")
     assert notes == []
-    await asyncio.sleep(0)
+    await turn()
     assert notes == [("a", b"1"), ("b", b"2"), ("a", b"3")]
     outbox.put(b, b"4")
-    await asyncio.sleep(0)
+    await turn()
     assert notes[3:] == [("b", b"4")]
+
+
+async def test_several_wait_for_one_more_look_and_no_longer():
+    outbox, notes, a, b = pair()
+    outbox.put(a, b"1")
+    outbox.put(b, b"2")
+    await asyncio.sleep(0)
+    outbox.put(a, b"3")
+    assert notes == []
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert notes == [("a", b"1"), ("b", b"2"), ("a", b"3")]
 
 
 async def test_what_is_large_goes_out_at_once_after_what_came_before_it():
@@ -58,7 +76,7 @@ async def test_a_long_turn_does_not_keep_the_first_waiting_for_its_end():
     for number in range(100):
         outbox.put(a, b"%d" % number)
     assert len(notes) > 60
-    await asyncio.sleep(0)
+    await turn()
     assert [int(data) for _, data in notes] == list(range(100))
 
 
@@ -66,19 +84,19 @@ async def test_who_is_alone_turn_after_turn_waits_for_nothing_until_there_are_ot
     outbox, notes, a, b = pair()
     for _ in range(4):
         outbox.put(a, b"1")
-        await asyncio.sleep(0)
+        await turn()
     for number in range(20):
         outbox.put(a, b"2")
         assert len(notes) == 5 + number
-        await asyncio.sleep(0)
+        await turn()
     for number in range(40):
         outbox.put((a, b)[number % 2], b"3")
         if number % 10 == 9:
-            await asyncio.sleep(0)
+            await turn()
     written = len(notes)
     outbox.put(a, b"4")
     assert len(notes) == written
-    await asyncio.sleep(0)
+    await turn()
     assert notes[-1] == ("a", b"4")
 
 
@@ -102,5 +120,5 @@ async def test_what_a_write_leads_to_comes_after_what_was_put_before():
     a.when_written = once
     outbox.put(a, b"1")
     outbox.put(b, b"2")
-    await asyncio.sleep(0)
+    await turn()
     assert [data[:1] for _, data in notes] == [b"1", b"2", b"3", b"\0"]
