@@ -11,8 +11,9 @@ from typing import Final
 
 from benchmarks.gateway import programs
 from benchmarks.gateway.cost import cpu_s, family, memory, own_memory
-from benchmarks.local import free_ports
+from benchmarks.local import free_ports, wait_until
 
+_FORK_S: Final = 10.0
 _CONFIGURATIONS: Final = Path(__file__).with_name("peers")
 
 
@@ -47,11 +48,13 @@ class Place:
     cores: frozenset[int]
     upstream: Sequence[int]
     envoy: Path | None = None
+    workers: int = 1
+    """Of nginx; the others have one."""
 
 
 def configured(text: str, place: Place, port: int) -> str:
     """A configuration with its ports and folder filled in."""
-    values = {"FOLDER": str(place.folder), "LISTEN": str(port)}
+    values = {"FOLDER": str(place.folder), "LISTEN": str(port), "WORKERS": str(place.workers)}
     values |= {f"UPSTREAM_{index}": str(at) for index, at in enumerate(place.upstream)}
     for name, value in values.items():
         text = text.replace(f"@{name}@", value)
@@ -99,4 +102,7 @@ def running(name: str, place: Place) -> Iterator[Proxy]:
     (port,) = free_ports(1)
     place.folder.mkdir(exist_ok=True)
     with programs.serving(_COMMANDS[name](place, port), port, place.folder / f"{name}.log", place.cores) as pid:
+        # It listens before its workers are there.
+        if name == NGINX and not wait_until(lambda: len(family(pid)) > place.workers, _FORK_S):
+            raise programs.Failed(f"{name} has no {place.workers} workers")
         yield Proxy(name, port, family(pid))

@@ -10,11 +10,11 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from benchmarks.gateway import idle, ours, peers, programs, soak
+from benchmarks.gateway import idle, ours, peers, programs, soak, verdicts
 from benchmarks.gateway.cost import Cores
 from benchmarks.gateway.load import Counts, Generators, Run, Unit
 from benchmarks.gateway.peers import NGINX, Place, Proxy
@@ -32,6 +32,7 @@ RATE_CONNECTIONS: Final = 16
 RATE_WARM: Final = 100
 REPLICAS: Final = 2
 TWO: Final = "ours two workers"
+NGINX_TWO: Final = "nginx two workers"
 OURS_INFER: Final = "ours infer"
 DIRECT: Final = "direct"
 _LEAST_ROUNDS: Final = 2
@@ -107,12 +108,13 @@ class Bench:
                     self.missing[name] = str(error)
         return {name: self._running[name] for name in names if name in self._running}
 
-    def two_workers(self) -> Proxy:
-        """Ours once more, with two workers."""
-        if TWO not in self._running:
-            place = self.place(TWO, self._cores.pair)
-            self._running[TWO] = self._note(self._stack.enter_context(ours.running(place, 2, TWO)))
-        return self._running[TWO]
+    def two_workers(self, name: str) -> Proxy:
+        """TWO or NGINX_TWO."""
+        if name not in self._running:
+            place = replace(self.place(name, self._cores.pair), workers=2)
+            pair = ours.running(place, 2, TWO) if name == TWO else peers.running(NGINX, place)
+            self._running[name] = self._note(self._stack.enter_context(pair))
+        return self._running[name]
 
     @contextmanager
     def start(self, name: str, suffix: str = "") -> Iterator[Proxy]:
@@ -183,8 +185,14 @@ def _chat(bench: Bench) -> Outcome:
 
 
 def _workers(bench: Bench) -> Outcome:
-    proxies = {**bench.proxies(()), TWO: bench.two_workers()}
-    return _costs(interleaved(bench, {n: _flood(bench, p, INFER) for n, p in proxies.items()}))
+    proxies = bench.proxies((NGINX,))
+    pairs = {two: one for two, one in ((TWO, ours.OURS), (NGINX_TWO, NGINX)) if one in proxies}
+    proxies |= {two: bench.two_workers(two) for two in pairs}
+    outcome = _costs(interleaved(bench, {n: _flood(bench, p, INFER) for n, p in proxies.items()}))
+    for two, one in pairs.items():
+        cost = outcome.figures[two]["cpu_us"]
+        outcome.figures[two]["cpu_over_one"] = verdicts.ratios(cost, outcome.figures[one]["cpu_us"])
+    return outcome
 
 
 def _sse(bench: Bench) -> Outcome:
