@@ -7,7 +7,7 @@ finds more at a time, is woken less often, and asks for less in return. Where a 
 come while it went on: so the loop looks once more, without waiting, and again as long as it finds some. Nothing waits
 for what has not come yet.
 
-While turns have but one write each, there is nothing to gain, and each is made at once; now and then a turn is counted,
+While most turns have but one write, there is nothing to gain, and each is made at once; now and then a turn is counted,
 to see whether that is still so.
 
 Order is kept. Who writes to a transport by another way, or closes it, calls `flush` before.
@@ -23,16 +23,18 @@ from typing import Final
 _LARGE: Final = 16 * 1024
 #: So many writes do not wait for the end.
 _MOST: Final = 32
-#: After so many turns with one write each, writes are made at once; one in so many of those then begins a turn that is
-#: counted.
-_LONELY: Final = 4
-_LOOK: Final = 8
+#: How calm it must be for writes to be made at once, and how calm it can be: a turn with one write adds one, one with
+#: several takes as many away.
+_CALM: Final = 4
+_CALMEST: Final = 12
+#: Of writes that are made at once, one in so many begins a turn that is counted.
+_SAMPLE: Final = 8
 
 
 class Outbox:
     """The writes that wait for the end of this turn."""
 
-    __slots__ = ("_count", "_due", "_lonely", "_loop", "_seen", "_waiting")
+    __slots__ = ("_calm", "_count", "_due", "_loop", "_seen", "_waiting")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -43,16 +45,15 @@ class Outbox:
         """Writes in this turn; or since one was last counted."""
         self._seen = 0
         """Writes up to the last look."""
-        self._lonely = 0
-        """Turns in a row that had one write."""
+        self._calm = 0
 
     def put(self, transport: asyncio.Transport, data: bytes | memoryview) -> None:
         """Write this, in its turn."""
         self._count += 1
-        if self._lonely >= _LONELY:
+        if self._calm >= _CALM:
             if not transport.is_closing():
                 transport.write(data)
-            if not self._due and self._count >= _LOOK:
+            if not self._due and self._count >= _SAMPLE:
                 self._begin()
             return
         waiting = self._waiting
@@ -81,5 +82,5 @@ class Outbox:
             self._loop.call_soon(self._end)
             return
         self._due = False
-        self._lonely = self._lonely + 1 if self._count == 1 else 0
+        self._calm = min(self._calm + 1, _CALMEST) if self._count == 1 else max(self._calm - self._count, 0)
         self.flush()
