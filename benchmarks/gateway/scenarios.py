@@ -112,8 +112,10 @@ class Bench:
         """TWO or NGINX_TWO."""
         if name not in self._running:
             place = replace(self.place(name, self._cores.pair), workers=2)
-            pair = ours.running(place, 2, TWO) if name == TWO else peers.running(NGINX, place)
-            self._running[name] = self._note(self._stack.enter_context(pair))
+            pair = self._stack.enter_context(
+                ours.running(place, 2, TWO) if name == TWO else peers.running(NGINX, place)
+            )
+            self._running[name] = self._note(pair) if name == TWO else pair
         return self._running[name]
 
     @contextmanager
