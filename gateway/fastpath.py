@@ -62,11 +62,9 @@ class FastConnection(ClientConnection):
         """Whether it wants nothing to be read at present."""
         return self._reading_paused or self._buffer_paused
 
-    def take(self, data: bytes) -> None:
-        """Bytes for the parser."""
-        if self._task_handler is None:
-            self._task_handler = self._loop.create_task(self.start())
-        self.data_received(data)
+    def begin(self) -> None:
+        """Get to work: aiohttp's task, which handles requests until the connection is to end."""
+        self._task_handler = self._loop.create_task(self.start())
 
     def clean(self) -> bool:
         """Whether the parser holds nothing, although it was not clear where its last request ends."""

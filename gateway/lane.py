@@ -20,11 +20,11 @@ from __future__ import annotations
 
 import asyncio
 from time import monotonic
-from typing import Final, Protocol
+from typing import Final
 
 from gateway.answers import own_answer
 from gateway.exchange import timing
-from gateway.handover import Handover
+from gateway.handover import FullPath, Handover
 from gateway.meter import CLIENT_LEFT, Ending
 from gateway.plans import Plan
 from gateway.refusal import Refusal
@@ -43,48 +43,6 @@ _DISCARD_S: Final = 10.0
 _MAX_PARTIAL: Final = 64 * 1024
 _UNKNOWN: Final = -1
 _PARTIAL: Final = -2
-
-
-class FullPath(Protocol):
-    """The connection as the full path has it."""
-
-    @property
-    def at_work(self) -> bool:
-        """Whether it handles a request."""
-
-    @property
-    def holds(self) -> bool:
-        """Whether it wants nothing to be read at present."""
-
-    def take(self, data: bytes) -> None:
-        """Bytes for its parser."""
-
-    def clean(self) -> bool:
-        """Whether its parser holds nothing, although it was not clear where its last request ends."""
-
-    def introduced(self) -> bytes:
-        """What is said of the client to endpoints, up to the name of the field for a request's id."""
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """The connection is gone."""
-
-    def eof_received(self) -> bool | None:
-        """The client has ended its side."""
-
-    def half_close(self) -> None:
-        """It has, with a request in progress."""
-
-    def pause_writing(self) -> None:
-        """The client has yet to read what was written."""
-
-    def resume_writing(self) -> None:
-        """It has."""
-
-    def linger(self) -> None:
-        """End the connection such that what was written arrives."""
-
-    def force_close(self) -> None:
-        """End it, once what was written has gone."""
 
 
 class Lane:
@@ -339,8 +297,10 @@ class Lane:
         self.fast.outbox.flush()
         if self._full is not None:
             self._count_in(data)
-            self.started = True
-            self._full.take(data)
+            if not self.started:
+                self.started = True
+                self._full.begin()
+            self._full.data_received(data)
 
     def _count_in(self, data: bytes) -> None:
         """Follow where the requests end that the full path gets."""
