@@ -49,7 +49,7 @@ _NOT_IN_TRAILERS: Final = (
 )
 #: The one protocol that may be switched to.
 TO_WEBSOCKET: Final[Fields] = [(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
-_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
 def nominated(fields: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
@@ -65,7 +65,7 @@ def request_id(fields: Iterable[tuple[bytes, bytes]]) -> str | None:
     """The client's own id of its request, if it is a sane one."""
     for name, value in fields:
         if len(name) == 12 and name.lower() == b"x-request-id":
-            return value.decode("ascii") if _REQUEST_ID.fullmatch(value) else None
+            return value.decode("ascii") if REQUEST_ID.fullmatch(value) else None
     return None
 
 

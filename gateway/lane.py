@@ -200,7 +200,7 @@ class Lane:
         known = fast.plans.get(data[:end]) or fast.planner.look_up(data, end)
         if known is None:
             return False
-        plan, length, size = known
+        plan, length, size, values = known
         if plan.edition != fast.table.edition:
             fast.planner.resolve(plan)
         if not plan.name:
@@ -220,11 +220,11 @@ class Lane:
             answer = fast.tenants.admit(plan.tenant, plan.name, now)
             if isinstance(answer, Refusal):
                 plan.served.meter.finish(Ending.REFUSED, answer.status, 0.0, answer.reason)
-                self._refused(plan, answer, data, size)
+                self._refused(plan, plan.id_of(values) or fast.new_id(), answer, data, size)
                 return True
             permit = answer
         lease = fast.dispatcher.lease_now(plan.served, now)
-        id = plan.request_id or fast.new_id()
+        id = plan.id_of(values) or fast.new_id()
         if lease is None:
             if permit is not None:
                 self._handover = Handover(id.decode("ascii"), now, permit)
@@ -239,7 +239,7 @@ class Lane:
         fast.active.add(relay)
         if not fast.looking:
             fast.expect()
-        relay.start(data, end, length, left)
+        relay.start(plan.lead(values), length, data, end, left)
         return True
 
     def _clean(self, full: FullPath) -> bool:
@@ -388,9 +388,8 @@ class Lane:
         else:
             self.done(relay, monotonic())
 
-    def _refused(self, plan: Plan, refusal: Refusal, data: bytes, size: int) -> None:
+    def _refused(self, plan: Plan, id: bytes, refusal: Refusal, data: bytes, size: int) -> None:
         """Answer a request that is over a limit of its tenant."""
-        id = plan.request_id or self.fast.new_id()
         times = timing(0.0, 0.0, None)
         status, message, reason = refusal.status, refusal.message, refusal.reason
         self.put(own_answer(plan.head, id, status, message, reason, times, retry_after_s=refusal.retry_after_s))

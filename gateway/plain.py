@@ -4,9 +4,10 @@ A *plain* head is one that every parser reads in the same way, and that needs no
 here take less than the parsers of the full path, never more: whatever is unusual (a folded line, a field given twice, a
 coding, an expectation, a change of protocol) is not plain, and the full path sees to it.
 
-What is made of a head is kept by its bytes, since clients and replicas send the same heads again and again.
-Only the number after `Content-Length` usually changes. So it is cut out first: `split` gives what is left, and that
-number. Nothing is lost: the place of the first `Content-Length: ` says where the number was.
+What is made of a head is kept by its bytes, since clients and replicas send the same heads again and again. Only a few
+values differ from one to the next: the number after `Content-Length`, and in requests the ids by which they are traced.
+So these are cut out first: `split` gives what is left of a head, and `cut` of a request's, with what was cut out.
+Nothing is lost: the names of the fields say where the values were, and no plain head has such a field without a value.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import re
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from gateway import headers, heads
+from gateway import heads
 from gateway.deadlines import BadTimeout, client_timeout
 from gateway.protocols import Answer, Route, classify
 from gateway.tenants import credential
@@ -40,6 +41,17 @@ _LISTS: Final = frozenset(
 
 Fields = list[tuple[bytes, bytes]]
 V = TypeVar("V")
+
+#: Fields of requests whose values say nothing but which request it is.
+_TRACED: Final = (
+    *("x-request-id", "x-correlation-id", "idempotency-key", "traceparent", "tracestate", "baggage", "b3"),
+    *("x-b3-traceid", "x-b3-spanid", "x-b3-parentspanid", "x-b3-sampled", "x-amzn-trace-id", "x-cloud-trace-context"),
+    *("x-datadog-trace-id", "x-datadog-parent-id", "uber-trace-id", "sentry-trace"),
+)
+_VARYING: Final = re.compile(
+    rb"(\r\n(?:%b): )([^\r\n]*)" % "|".join(("content-length", *_TRACED)).encode(), re.IGNORECASE
+)
+_VALUE: Final = re.compile(rb"[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?")
 
 
 def keep(kept: dict[bytes, V], key: bytes, value: V) -> None:
@@ -66,6 +78,21 @@ def split(data: bytes, end: int) -> tuple[bytes, bytes]:
     return data[:end], b""
 
 
+def cut(head: bytes) -> tuple[bytes, list[bytes], list[bytes]] | None:
+    """(the head without the values that vary, the names of their fields in lower case, the values) of a request's head
+    without its last line end; None where one of the values is not plain.
+    """
+    pieces: list[bytes] = _VARYING.split(head)
+    if len(pieces) == 1:
+        return head, [], []
+    values = pieces[2::3]
+    for value in values:
+        if not _VALUE.fullmatch(value):
+            return None
+    del pieces[2::3]
+    return b"".join(pieces), [lead[2:-2].lower() for lead in pieces[1::2]], values
+
+
 def fields_of(block: bytes) -> Fields | None:
     """Fields of whole lines; None where any of them is not plain."""
     found: Fields = _FIELD.findall(block)
@@ -84,10 +111,8 @@ class RequestHead:
     """As they came, `Host` and `Content-Length` included."""
     route: Route
     length: bytes | None
-    """Decimal; None where it has none. Where it was cut out, that of the first such head."""
+    """Decimal, of the first such head; None where such heads have none."""
     credential: str | None
-    request_id: bytes
-    """The client's own; empty where it gave none that is sane."""
     forwardable: bool
     """Whether it is for a model; if not, all that is known is where it ends."""
 
@@ -139,7 +164,6 @@ def read_request(head: bytes) -> RequestHead | None:
         route=route,
         length=length,
         credential=credential(fields),
-        request_id=(headers.request_id(fields) or "").encode("ascii"),
         forwardable="/." not in path
         and patient
         and (route.answer is Answer.FORWARD or (named_in_json and length is not None)),

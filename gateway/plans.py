@@ -1,11 +1,14 @@
 """What is to be done with requests of one head: a `Plan`, made once and used for all of them.
 
 Who asks, what the head means and how it goes on to an endpoint is worked out once for each distinct head and each
-version of the table. The plan is found by the exact bytes of the head, or by those around the number of its length
-where only that differs. A request that gets no plan is for the full path, which knows what to answer.
+version of the table. The plan is found by the exact bytes of the head, or by those around the values that differ
+from request to request (`plain.cut`), which then fill the holes in what the plan has ready. A request that gets no
+plan is for the full path, which knows what to answer.
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 from gateway import headers, plain
 from gateway.dispatch import Dispatcher
@@ -15,8 +18,11 @@ from gateway.refusal import Refusal
 from gateway.tenants import CREDENTIALS, Tenant
 from gateway.wire import ModelEntry
 
-#: What is known of the exact bytes of a head: the plan, the number of its length, and the size of the whole request.
-Known = tuple["Plan", bytes, int]
+#: What is known of the exact bytes of a head: the plan, the number of its length, the size of the whole request, and
+#: the values that were cut out of it.
+Known = tuple["Plan", bytes, int, list[bytes]]
+_LENGTH: Final = b"content-length"
+_ID: Final = b"x-request-id"
 
 
 class Plan:
@@ -27,21 +33,29 @@ class Plan:
         "by_name",
         "edition",
         "head",
+        "holes",
+        "id_at",
         "in_body",
+        "length_at",
         "name",
+        "parts",
         "prefix",
         "repeatable",
-        "request_id",
         "served",
         "tenant",
         "timeout_s",
+        "varying",
     )
 
     served: Served
 
-    def __init__(self, head: plain.RequestHead) -> None:
+    def __init__(self, head: plain.RequestHead, varying: list[bytes]) -> None:
+        """`varying` are the names of the fields whose values differ, in lower case."""
         self.head = head
-        self.request_id = head.request_id
+        self.varying = varying
+        self.length_at = varying.index(_LENGTH) if _LENGTH in varying else -1
+        """Which of the values is the length; -1 where none is. Likewise:"""
+        self.id_at = varying.index(_ID) if _ID in varying else -1
         self.bodiless = head.method == b"HEAD"
         self.in_body = head.route.answer is Answer.BODY
         self.edition = -1
@@ -50,11 +64,33 @@ class Plan:
         """Of the model; empty while there is no plan for such requests."""
         self.tenant: Tenant | None = None
         self.prefix = b""
-        """The request's head as it goes to an endpoint, up to where each request has its own."""
+        """The request's head as it goes to an endpoint, up to its length, from the last hole on."""
+        self.parts: list[bytes] = []
+        """What comes before each hole."""
+        self.holes: list[int] = []
+        """Which of the values fills it."""
         self.repeatable = False
         self.timeout_s = 0.0
         self.by_name: dict[str, Plan] = {}
         """Where the body names the model: the plan for each."""
+
+    def lead(self, values: list[bytes]) -> bytes:
+        """The head of a request as it goes to an endpoint, up to the number of its length."""
+        if not self.holes:
+            return self.prefix
+        out: list[bytes] = []
+        for part, hole in zip(self.parts, self.holes, strict=True):
+            out.append(part)
+            out.append(values[hole])
+        out.append(self.prefix)
+        return b"".join(out)
+
+    def id_of(self, values: list[bytes]) -> bytes:
+        """The client's own id of a request; empty where it gave none that is sane."""
+        if self.id_at < 0:
+            return b""
+        id = values[self.id_at]
+        return id if headers.REQUEST_ID.fullmatch(id) else b""
 
 
 def needs_more(entry: ModelEntry) -> bool:
@@ -73,21 +109,27 @@ class Planner:
 
     def look_up(self, data: bytes, end: int) -> Known | None:
         """What is known of a head that ends at `end`; None where it is not plain."""
-        key, number = plain.split(data, end)
-        plan = self._plans.get(key)
-        if plan is None and (key in self._plans or (plan := self._learn(key, data[: end + 2])) is None):
+        head = data[:end]
+        found = plain.cut(head) if end <= plain.MAX_HEAD else None
+        if found is None:
             return None
-        if not number and plan.head.length:
-            number = plan.head.length
-        known = plan, number, end + 4 + int(number or 0)
-        plain.keep(self.exact, data[:end], known)
+        key, varying, values = found
+        plan = self._plans.get(key)
+        if plan is None and (key in self._plans or (plan := self._learn(key, varying, head)) is None):
+            return None
+        number = values[plan.length_at] if plan.length_at >= 0 else b""
+        if number and not plain.NUMBER.fullmatch(number):
+            return None
+        known = plan, number, end + 4 + int(number or b"0"), values
+        if len(values) == (plan.length_at >= 0):
+            # One with an id of its own will not come again.
+            plain.keep(self.exact, head, known)
         return known
 
-    def _learn(self, key: bytes, head: bytes) -> Plan | None:
-        read = plain.read_request(head)
-        plan = None if read is None else Plan(read)
-        if len(head) <= plain.MAX_HEAD:
-            plain.keep(self._plans, key, plan)
+    def _learn(self, key: bytes, varying: list[bytes], head: bytes) -> Plan | None:
+        read = plain.read_request(head + b"\r\n")
+        plan = None if read is None else Plan(read, varying)
+        plain.keep(self._plans, key, plan)
         return plan
 
     def resolve(self, plan: Plan) -> None:
@@ -104,7 +146,7 @@ class Planner:
             if isinstance(who, Refusal):
                 return
             plan.tenant = who
-        plan.prefix = self._upward(head, plan.tenant)
+        self._upward(plan)
         if plan.in_body:
             plan.name = "*"
         else:
@@ -118,8 +160,9 @@ class Planner:
             return None
         found = plan.by_name.get(name)
         if found is None:
-            found = Plan(plan.head)
-            found.edition, found.tenant, found.prefix = plan.edition, plan.tenant, plan.prefix
+            found = Plan(plan.head, plan.varying)
+            found.edition, found.tenant = plan.edition, plan.tenant
+            found.parts, found.holes, found.prefix = plan.parts, plan.holes, plan.prefix
             self._for_model(found, name)
             if not found.name:
                 return None
@@ -140,9 +183,10 @@ class Planner:
         plan.repeatable = entry.retry_attempts > 0 and (route.repeatable or entry.retry_all_methods)
 
     @staticmethod
-    def _upward(head: plain.RequestHead, tenant: Tenant | None) -> bytes:
+    def _upward(plan: Plan) -> None:
+        head = plan.head
         fields = head.fields
-        if tenant is not None:
+        if plan.tenant is not None:
             fields = [field for field in fields if field[0].lower() not in CREDENTIALS]
         sized = head.length is not None
         # What comes last differs from request to request: the length, and three fields about the client.
@@ -155,8 +199,15 @@ class Planner:
             length=0 if sized else None,
             chunked=False,
         )[: -4 if sized else -3]
-        lines = [b"%b %b HTTP/1.1" % (head.method, head.route.target.encode("ascii"))]
-        lines += [name + b": " + value for name, value in out]
-        if sized:
-            lines.append(b"Content-Length: ")
-        return b"\r\n".join(lines)
+        plan.parts, plan.holes = [], []
+        text = b"%b %b HTTP/1.1" % (head.method, head.route.target.encode("ascii"))
+        for name, value in out:
+            text += b"\r\n" + name + b": "
+            lower = name.lower()
+            if lower in plan.varying:
+                plan.parts.append(text)
+                plan.holes.append(plan.varying.index(lower))
+                text = b""
+            else:
+                text += value
+        plan.prefix = text + b"\r\nContent-Length: " if sized else text

@@ -91,8 +91,11 @@ class Relay:
 
     # --- the request ---
 
-    def start(self, data: bytes, end: int, length: bytes, left: int) -> None:
-        """Send the request that begins `data`: its body begins at `end`, and `left` bytes of it are still to come."""
+    def start(self, lead: bytes, length: bytes, data: bytes, end: int, left: int) -> None:
+        """Send the request that begins `data`: its body begins at `end`, and `left` bytes of it are still to come.
+
+        `lead` is its head as it goes to an endpoint, up to the number of its `length`.
+        """
         plan, endpoint, now = self.plan, self.lease.endpoint, self.arrival
         self.left = left
         """Bytes of the request's body to come."""
@@ -102,7 +105,7 @@ class Relay:
         client = self.client
         large = len(data) - end > _LARGE
         body = b"" if large else data[end:]
-        request = b"".join((plan.prefix, length, client.about, self.id, b"\r\n\r\n", body))
+        request = b"".join((lead, length, client.about, self.id, b"\r\n\r\n", body))
         if left:
             self._pace = Pace(self.fast.timeouts)
             self._waiting_since = now

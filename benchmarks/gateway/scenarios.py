@@ -18,7 +18,7 @@ from benchmarks.gateway import idle, ours, peers, programs, soak, verdicts
 from benchmarks.gateway.cost import Cores
 from benchmarks.gateway.load import Counts, Generators, Run, Unit
 from benchmarks.gateway.peers import NGINX, Place, Proxy
-from benchmarks.gateway.traffic import BURST, CHAT, CHUNKS, INFER, STREAM, TENSOR, Request
+from benchmarks.gateway.traffic import BURST, CHAT, CHUNKS, INFER, STREAM, TENSOR, VARIED, Request
 from benchmarks.gateway.verdicts import Outcome
 from benchmarks.local import free_ports
 
@@ -260,6 +260,7 @@ def _soak(bench: Bench) -> Outcome:
 SCENARIOS: Final[Mapping[str, Callable[[Bench], Outcome]]] = {
     "idle": _idle,
     "post": _post,
+    "varied": _beside_nginx(VARIED),
     "tensor": _beside_nginx(TENSOR),
     "sse": _sse,
     "burst": _beside_nginx(BURST),
@@ -270,7 +271,7 @@ SCENARIOS: Final[Mapping[str, Callable[[Bench], Outcome]]] = {
 }
 #: The soak takes minutes and is run when asked for.
 DEFAULT: Final = tuple(name for name in SCENARIOS if name != "soak")
-DEFAULT_QUICK: Final = tuple(name for name in DEFAULT if name != "burst")
+DEFAULT_QUICK: Final = tuple(name for name in DEFAULT if name not in ("burst", "varied"))
 #: Many short rounds: what else a machine does changes from one second to the next.
 QUICK: Final = Plan(rounds=5, seconds=0.2, total_s=36, narrow=True)
 FULL: Final = Plan(rounds=15, seconds=1, total_s=math.inf, narrow=False)

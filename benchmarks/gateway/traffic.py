@@ -14,6 +14,8 @@ MODELS: Final = ("bench", "image")
 #: Pixels of 224 x 224 in three colours, one byte each.
 TENSOR_BYTES: Final = 224 * 224 * 3
 CHUNKS: Final = 200
+#: Stands for 16 hexadecimal digits that differ from request to request (wrk.lua).
+NUMBER: Final = "@" * 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +46,10 @@ def _filled(document: dict[str, object], size: int, fill: str) -> bytes:
     return text.replace(fill, (fill * (lacking // len(fill) + 2))[: lacking + len(fill)], 1).encode()
 
 
-def _infer() -> Request:
+def _infer(**more: str) -> Request:
     tensor = {"name": "x", "shape": [1, 158], "datatype": "FP32", "data": [0.25] * 158}
-    return Request("/v2/models/bench/infer", _fields("application/json"), json.dumps({"inputs": [tensor]}).encode())
+    fields = _fields("application/json", **more)
+    return Request("/v2/models/bench/infer", fields, json.dumps({"inputs": [tensor]}).encode())
 
 
 def _chat(target: str, *, stream: bool) -> Request:
@@ -73,6 +76,7 @@ def _tensor() -> Request:
 
 
 INFER: Final = _infer()
+VARIED: Final = _infer(X_Request_Id=f"r-{NUMBER}", traceparent=f"00-{NUMBER}{NUMBER}-{NUMBER}-01")
 CHAT: Final = _chat("/v1/chat/completions", stream=False)
 STREAM: Final = _chat("/v2/models/bench/generate_stream", stream=True)
 BURST: Final = _chat("/v2/models/bench/generate_stream?burst", stream=True)

@@ -73,6 +73,7 @@ CLAIMS: Final[Mapping[str, Claim]] = {
     "post_cpu_over_nginx": Claim("post", "cpu_us", "ours", "nginx", 1 / 0.60),
     "post_envoy_cpu_over_ours": Claim("post", "cpu_us", "envoy", "ours", 1.5, least=True),
     "post_naive_cpu_over_ours": Claim("post", "cpu_us", "naive-aiohttp", "ours", 6.0, least=True),
+    "varied_cpu_over_nginx": Claim("varied", "cpu_us", "ours", "nginx", 1 / 0.60),
     "tensor_cpu_over_nginx": Claim("tensor", "cpu_us", "ours", "nginx", 1 / 0.8),
     "sse_cpu_over_nginx": Claim("sse", "cpu_us", "ours", "nginx", 1.1),
     "burst_cpu_over_nginx": Claim("burst", "cpu_us", "ours", "nginx", 1.1),

@@ -259,6 +259,7 @@ def request(rng: random.Random) -> bytes:
                     (b"TE", b"trailers"),
                     (b"X-Forwarded-For", b"6.6.6.6"),
                     (b"Cookie", b"a=b"),
+                    (b"traceparent", b"00-%016x-01" % rng.getrandbits(64)),
                     (b"Content-Type", b"application/json"),
                 )
             )
@@ -308,7 +309,12 @@ def ordinary(rng: random.Random) -> bytes:
         (b"Connection", b"keep-alive"),
         (b"Content-Type", b"application/json"),
         (b"User-Agent", b"curl/8 (\xc3\xa9)"),
-        (b"X-Request-Id", b"mine-7"),
+        (
+            rng.choice((b"X-Request-Id", b"x-request-id")),
+            rng.choice((b"mine-7", b"b%d" % rng.getrandbits(9), b"no id")),
+        ),
+        (b"Traceparent", rng.choice((b"00-%016x-01" % rng.getrandbits(64), b"\xc3\xa9 \t tab", b"", b"\0"))),
+        (b"tracestate", b"a=%d" % rng.getrandbits(9)),
         (b"X-Forwarded-For", b"6.6.6.6"),
     ):
         if rng.random() < 0.3:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import logging
-import random
 
 import pytest
 
@@ -17,14 +16,16 @@ async def test_random_streams_and_answers(seed, caplog):
 
 
 async def test_nothing_is_taken_after_an_answer_that_ends_its_connection(caplog):
-    """A stream for which this went wrong once; what was taken too late showed in the next round."""
+    """What was taken too late once showed in the next round."""
     caplog.set_level(logging.CRITICAL, "gateway")
-    rig, full = fuzz.Rig(), fuzz.Rig(fast=False)
+    head = b"POST /models/m/x HTTP/1.1\r\nHost: gw\r\n"
+    data = head + b"Transfer-Encoding: chunked\r\n\r\n2;a=b\r\nhi\r\n0\r\n\r\n"
+    data += b"HEAD /models/m/x HTTP/1.1\r\nHost: gw\r\n\r\n"
+    data += head + b"Content-Length: 300000\r\n\r\n" + bytes(300_000)
+    rig = fuzz.Rig()
     await rig.start()
-    await full.start()
     try:
-        for _ in range(2):
-            assert not await fuzz.check_stream(rig, full, random.Random("582650.859"))
+        seen = [await rig.observe(fuzz.Stream(data)) for _ in range(4)]
+        assert all(len(one.forwarded) == 1 for one in seen)
     finally:
         await rig.stop()
-        await full.stop()

@@ -162,9 +162,47 @@ def test_heads_that_differ_in_their_length_have_one_plan_and_sizes_of_their_own(
     for number in (b"0", b"7", b"123456"):
         head = HEAD.replace(b"Content-Length: 12", name + b": " + number)
         found = desk.planner.look_up(head + b"body", head.index(b"\r\n\r\n"))
-        assert found[1:] == (number, len(head) + int(number))
+        assert found[1:3] == (number, len(head) + int(number))
         known.append(found[0])
-    assert (len({id(plan) for plan in known}) == 1) == (name != b"CONTENT-LENGTH")
+    assert len({id(plan) for plan in known}) == 1
+
+
+def whole(desk: Desk, head: bytes) -> tuple[bytes, bytes]:
+    """A request's head as it goes to an endpoint, up to the number of its length, and the client's id of it."""
+    plan = desk.plan(head)
+    values = desk.planner.look_up(head, head.index(b"\r\n\r\n"))[3]
+    return plan.lead(values), plan.id_of(values)
+
+
+def test_heads_that_differ_in_the_ids_they_are_traced_by_have_one_plan_and_values_of_their_own():
+    desk = Desk(model())
+    for n in (1, 2, 3):
+        fields = b"X-Request-Id: r%d\r\nX-A: b\r\nTraceParent: 00-%d\r\nb3: %d" % (n, n, n)
+        lead, id = whole(desk, HEAD.replace(b"X-A: b", fields))
+        assert id == b"r%d" % n
+        assert lead == (
+            b"POST /v2/models/m/infer HTTP/1.1\r\nHost: a:1\r\n"
+            b"X-A: b\r\nTraceParent: 00-%d\r\nb3: %d\r\nContent-Length: " % (n, n)
+        )
+    assert len(desk.planner._plans) == 1
+    assert not desk.planner.exact
+
+
+@pytest.mark.parametrize("value", [b"", b" a", b"a ", b"a\0b", b"a\rb", b"a\nb", b"a\x7fb"])
+def test_a_value_that_varies_is_looked_at_each_time(value):
+    desk = Desk(model())
+    traced = HEAD.replace(b"X-A: b", b"traceparent: 00-1")
+    assert desk.plan(traced)
+    assert desk.plan(traced.replace(b"00-1", value)) is None
+    assert desk.plan(traced.replace(b"00-1", b"00-2"))
+
+
+def test_an_id_that_is_none_is_not_taken():
+    desk = Desk(model())
+    given = HEAD.replace(b"X-A: b", b"X-Request-Id: a")
+    assert [whole(desk, given.replace(b"Id: a", b"Id: " + id))[1] for id in (b"a", b"b c", b"d" * 200, b"e")] == [
+        *(b"a", b"", b"", b"e"),
+    ]
 
 
 def test_a_second_length_is_never_overlooked():
@@ -205,6 +243,11 @@ def test_what_is_kept_of_heads_is_bounded():
     desk = Desk(model())
     for n in range(5000):
         desk.plan(HEAD.replace(b"X-A: b", b"X-Request-Id: r%d" % n))
+    assert len(desk.planner.exact) <= 256
+    assert len(desk.planner._plans) <= 256
+    for n in range(5000):
+        desk.plan(HEAD.replace(b"X-A: b", b"X-A: %d" % n))
+        desk.plan(HEAD.replace(b": 12", b": %d" % n))
     assert len(desk.planner.exact) <= 256
     assert len(desk.planner._plans) <= 256
     long = HEAD.replace(b"X-A: b", b"X-A: " + b"b" * plain.MAX_HEAD)
