@@ -26,15 +26,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from gateway.heartbeat import HEARTBEAT
-from gateway.listener import LISTEN_FD, is_listening, listening_socket, parse_address
-from tangram.control.paths import FILE_MARKER, ROLE_MARKER, STATE_MARKER, StatePaths, file_digest
-from tangram.control.watchdog import LOOK_S, Listener, Silence
+from gateway.listener import LISTEN_FD
+from tangram.control.parts import CONTROLLER, Part, parts_of
+from tangram.control.paths import ROLE_MARKER, StatePaths
+from tangram.control.watchdog import LOOK_S, Listener
 from tangram.node.processes import (
     MPS_ROLE,
     Found,
@@ -64,51 +64,8 @@ UNUSABLE: Final = 2
 #: Bytes of a log that are looked at for what a process that ended has said.
 _LAST_WORDS: Final = 1 << 20
 
-#: Seconds of silence after which a part is taken for stuck. A turn of the controller may compute for seconds.
-WORKER_SILENCE_S: Final = 10.0
-CONTROLLER_SILENCE_S: Final = 30.0
-
 _PR_SET_CHILD_SUBREAPER: Final = 36
-_CONTROLLER: Final = "controller"
 _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-@dataclass(slots=True)
-class Part:
-    """The controller or one worker."""
-
-    role: str
-    argv: list[str]
-    markers: dict[str, str]
-    pid: int = 0
-    start_ticks: int = 0
-    fd: int = -1
-    """pidfd of the process that runs; -1 while none does."""
-    started_at: float = 0.0
-    failures: int = 0
-    start_at: float | None = None
-    """When it is to be started (monotonic); None while it runs."""
-    worked: bool = False
-    """Whether one of its processes ever ran: then it can, and one that says it cannot is tried again."""
-    log_offset: int = 0
-    listen: tuple[str, int] | None = None
-    """Of a worker: where it listens."""
-    listener: socket.socket | None = None
-    """Held here too, so that connections wait while the worker is dead."""
-    adopted: bool = False
-    silence: Silence | None = None
-    """For how long it has not been heard; None while it does not run."""
-
-    def began(self, *, adopted: bool) -> None:
-        """Its process runs since now, or is watched since now."""
-        now = time.monotonic()
-        self.started_at, self.start_at, self.adopted = now, None, adopted
-        bound_s = CONTROLLER_SILENCE_S if self.role == _CONTROLLER else WORKER_SILENCE_S
-        self.silence = Silence(bound_s, now, new=not adopted)
-
-    @property
-    def running(self) -> bool:
-        return self.fd >= 0
 
 
 @dataclass(slots=True)
@@ -138,7 +95,7 @@ class Supervisor:
         wanted = {part.role: part for part in self.parts}
         for role, process in there.items():
             part = wanted.get(role)
-            if part is not None and _same_command(process, part):
+            if part is not None and part.is_run_by(process):
                 fd = open_process(process.pid, process.start_ticks)
                 if fd is not None:
                     part.pid, part.start_ticks, part.fd = process.pid, process.start_ticks, fd
@@ -147,7 +104,7 @@ class Supervisor:
                     say(f"adopted {role} (pid {process.pid})")
             else:
                 say(f"replacing {role} (pid {process.pid}), which was started with other settings")
-                if role == _CONTROLLER:
+                if role == CONTROLLER:
                     end_processes([process], 10.0)
                 else:
                     signal_process(process.pid, process.start_ticks, signal.SIGTERM)
@@ -166,7 +123,7 @@ class Supervisor:
             fds: list[int] = []
             if part.listen is not None:
                 try:
-                    listener = _listener(part, part.listen)
+                    listener = part.listener_at(part.listen)
                 except OSError as error:
                     say(f"{part.role} cannot listen on port {part.listen[1]}: {error.strerror}; trying again")
                     part.start_at = time.monotonic() + RESTART_DELAYS_S[-1]
@@ -216,7 +173,7 @@ class Supervisor:
         os.close(part.fd)
         part.fd = -1
         lived = time.monotonic() - part.started_at
-        unusable = part.role == _CONTROLLER and code == UNUSABLE
+        unusable = part.role == CONTROLLER and code == UNUSABLE
         if unusable and not part.worked:
             for line in self._last_words(part):
                 print(f"tangram: {line}", file=sys.stderr, flush=True)
@@ -227,6 +184,8 @@ class Supervisor:
         part.start_at = time.monotonic() + delay
         how = "ended" if code is None else (f"was ended by signal {-code}" if code < 0 else f"exited with code {code}")
         say(f"{part.role} (pid {part.pid}) {how}; starting it again" + (f" in {delay:g} s" if delay else ""))
+        if part.made_plain(code):
+            say(f"{part.role} runs plain Python from now on, which does not end so")
         if unusable or part.failures > 1:
             for line in self._last_words(part):
                 say(f"{part.role}: {line}")
@@ -290,8 +249,8 @@ class Supervisor:
             if part.listener is not None:
                 # With the workers' own handles closed, new connections are refused instead of waiting for nobody.
                 part.listener.close()
-        workers = [p for p in self.parts if p.role != _CONTROLLER and p.running]
-        controllers = [p for p in self.parts if p.role == _CONTROLLER and p.running]
+        workers = [p for p in self.parts if p.role != CONTROLLER and p.running]
+        controllers = [p for p in self.parts if p.role == CONTROLLER and p.running]
         if workers:
             say("draining the gateway")
             self._end(workers, signal.SIGTERM, DRAIN_S)
@@ -340,54 +299,10 @@ class Supervisor:
                 part.fd = -1
 
 
-def _listener(part: Part, address: tuple[str, int]) -> socket.socket:
-    if part.listener is None or not is_listening(part.listener):
-        if part.listener is not None:
-            part.listener.close()
-        part.listener = listening_socket(*address)
-    return part.listener
-
-
 def say(text: str) -> None:
     """A line for the person at the terminal; nobody may be there any more."""
     with contextlib.suppress(OSError):
         print(f"tangram: {text}", flush=True)
-
-
-def _same_command(process: Found, part: Part) -> bool:
-    try:
-        raw = Path(f"/proc/{process.pid}/cmdline").read_bytes()
-    except OSError:
-        return False
-    argv = [os.fsdecode(a) for a in raw.rstrip(b"\0").split(b"\0")]
-    return argv == part.argv and all(process.env.get(k) == v for k, v in part.markers.items() if k != STATE_MARKER)
-
-
-def parts_of(options: argparse.Namespace, paths: StatePaths) -> list[Part]:
-    """The processes of an installation and how they are started."""
-    python = sys.executable
-    json_logs = ["--log-json"] if options.log_json else []
-    file = Path(options.file).absolute()
-
-    def markers(role: str, extra: Mapping[str, str] = {}) -> dict[str, str]:
-        return {STATE_MARKER: str(paths.root), ROLE_MARKER: role, HEARTBEAT: str(paths.heartbeat), **extra}
-
-    controller = [python, "-m", "tangram.control.main", "--state", str(paths.root), "--file", str(file)]
-    controller += ["--listen", options.listen, "--admin", options.admin, "--workers", str(options.workers), *json_logs]
-    controller += ["--require-key"] if options.require_key else []
-    controller += ["--advise"] if options.advise else []
-    tls = ["--tls-cert", str(options.tls_cert), "--tls-key", str(options.tls_key)] if options.tls_cert else []
-    controller += ["--gateway-scheme", "https"] if tls else []
-    parts = [Part(_CONTROLLER, controller, markers(_CONTROLLER, {FILE_MARKER: file_digest(file)}))]
-    for index in range(options.workers):
-        role = f"worker-{index}"
-        argv = [python, "-m", "gateway.worker", "--listen", options.listen, "--index", str(index)]
-        argv += ["--workers", str(options.workers), "--controller", str(paths.wire)]
-        argv += ["--cache", str(paths.table_cache(index)), "--limits", str(paths.limits), *tls, *json_logs]
-        argv += ["--no-fast-path"] if options.no_fast_path else []
-        argv += ["--no-native"] if options.no_native else []
-        parts.append(Part(role, argv, markers(role), listen=parse_address(options.listen)))
-    return parts
 
 
 def main(argv: Sequence[str] | None = None) -> int:

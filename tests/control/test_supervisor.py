@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 
 from gateway.heartbeat import HEARTBEAT
 from tangram.control import supervisor
+from tangram.control.parts import Part, parts_of
 from tangram.control.paths import FILE_MARKER, ROLE_MARKER, STATE_MARKER, StatePaths, file_digest
-from tangram.control.supervisor import Part, Supervisor
+from tangram.control.supervisor import Supervisor
 from tangram.node.processes import has_ended, read_stat, spawn
 
 
@@ -74,6 +76,20 @@ def test_what_keeps_ending_waits_longer_each_time(paths: StatePaths) -> None:
     assert part.failures == 1
 
 
+@pytest.mark.parametrize(("number", "plain"), [(signal.SIGSEGV, True), (signal.SIGABRT, True), (signal.SIGKILL, False)])
+def test_a_worker_that_crashed_runs_plain_python(paths: StatePaths, number: int, plain: bool) -> None:
+    part = Part("worker-0", ["python", "-m", "gateway.worker"], {}, listen=("127.0.0.1", 1))
+    watched = Supervisor(paths, [part])
+    script = f"import os, resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); os.kill(os.getpid(), {number})"
+    for _ in range(2):
+        part.pid = spawn([sys.executable, "-c", script], dict(os.environ), paths.log(part.role), paths.root)
+        part.fd = os.pidfd_open(part.pid)
+        while not has_ended(part.fd):
+            time.sleep(0.001)
+        watched._ended(part)
+    assert part.argv == ["python", "-m", "gateway.worker", *(["--no-native"] if plain else [])]
+
+
 def test_a_log_that_is_gone_costs_the_last_words_only(paths: StatePaths) -> None:
     part = controller()
     ran(part, 2, "error: x", paths)
@@ -106,7 +122,7 @@ def test_parts_carry_what_finds_and_tells_them_apart(tmp_path: Path, paths: Stat
         tls_cert=None,
         tls_key=None,
     )
-    first, *workers = supervisor.parts_of(options, paths)
+    first, *workers = parts_of(options, paths)
     assert first.markers == {
         STATE_MARKER: str(paths.root),
         ROLE_MARKER: "controller",
@@ -117,4 +133,4 @@ def test_parts_carry_what_finds_and_tells_them_apart(tmp_path: Path, paths: Stat
     assert all(w.listen == ("127.0.0.1", 8080) for w in workers)
     assert len({tuple(w.argv) for w in workers}) == 2
     file.write_text("y")
-    assert supervisor.parts_of(options, paths)[0].markers[FILE_MARKER] != first.markers[FILE_MARKER]
+    assert parts_of(options, paths)[0].markers[FILE_MARKER] != first.markers[FILE_MARKER]

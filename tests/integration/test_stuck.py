@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tangram.control.supervisor import CONTROLLER_SILENCE_S, WORKER_SILENCE_S
+from tangram.control.parts import CONTROLLER_SILENCE_S, WORKER_SILENCE_S
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
