@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from gateway import heads
+from gateway import headers, heads
 from gateway.deadlines import BadTimeout, client_timeout
 from gateway.protocols import Answer, Route, classify
 from gateway.tenants import credential
