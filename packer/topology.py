@@ -178,10 +178,15 @@ class Links:
         return {self._grown(start, able, count) for start in able}
 
     def _grown(self, start: int, able: Sequence[int], count: int) -> tuple[int, ...]:
-        chosen: tuple[int, ...] = (start,)
+        chosen = [start]
+        # To all that are chosen: the weakest pair, the NVLinks and the nearness of each of the others.
+        rest = {d: (self._pair[start][d], self._nvlinks[start][d], self._near[start][d]) for d in able if d != start}
         while len(chosen) < count:
-            rest = (d for d in able if d not in chosen)
-            chosen = (*chosen, max(rest, key=lambda d: (self.strength((*chosen, d)), self._fixed[d])))
+            new = max(rest, key=lambda d: (rest[d], self._fixed[d]))
+            del rest[new]
+            chosen.append(new)
+            pair, links, near = self._pair[new], self._nvlinks[new], self._near[new]
+            rest = {d: (min(w, pair[d]), n + links[d], m + near[d]) for d, (w, n, m) in rest.items()}
         return tuple(sorted(chosen))
 
     def _colours(self, state: Sequence[int]) -> list[int]:

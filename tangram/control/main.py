@@ -206,9 +206,7 @@ def _discovered() -> Discovery:
 
 
 async def _watch_devices(controller: Controller, found: Discovery) -> None:
-    """Tell the controller when a GPU is not there any more, or there again; not on machines without a driver."""
-    if not found.usable and not found.devices:
-        return
+    """Tell the controller when a GPU is not there any more, or there (again)."""
     watched = health.Watched(found.devices)
     while True:
         await asyncio.sleep(HEALTH_S)

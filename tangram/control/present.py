@@ -186,9 +186,13 @@ def replica_views(state: ControllerState, model: str | None = None) -> list[Repl
 
 def device_views(state: ControllerState) -> list[DeviceView]:
     """Rows of `get devices`, by id. What a replica of several devices uses counts in equal parts on each."""
+    held: dict[str, list[Replica]] = {}
+    for replica in sorted(state.replicas.values(), key=natural):
+        for name in replica.placement.all_devices:
+            held.setdefault(name, []).append(replica)
     views = []
     for device in sorted(state.inventory.devices, key=lambda d: d.id):
-        there = sorted((r for r in state.replicas.values() if device.id in r.placement.all_devices), key=natural)
+        there = held.get(device.id, [])
         used = [
             s.memory_mib / len(r.placement.all_devices)
             for r in there

@@ -74,8 +74,10 @@ class Records:
         over = set()
         for replica in self._state.replicas.values():
             status = self._state.statuses.get(replica.name)
+            if status is None or status.memory_mib is None:
+                continue
             limit = convert.limit_mib(replica.placement, self._state.devices)
-            if status is None or status.memory_mib is None or status.memory_mib <= limit:
+            if status.memory_mib <= limit:
                 continue
             over.add(replica.name)
             if replica.name not in self._over_limit:
