@@ -168,7 +168,7 @@ def given(replica: Replica, devices: tuple[Device, ...]) -> GivenSlice:
     """The replica's slice as the node has to give it."""
     placement = replica.placement
     request = placement.request
-    return GivenSlice(request.mechanism, devices, request.compute, request.limit_mib, placement.mig)
+    return GivenSlice(request.mechanism, devices, request.compute, request.memory_mib, request.limit_mib, placement.mig)
 
 
 def _observation(status: InstanceStatus) -> Observation:

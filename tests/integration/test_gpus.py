@@ -132,6 +132,9 @@ def test_a_process_that_does_not_attach_is_told_of(machine: Any) -> None:
     machine.wait_ready(1)
     log = machine.state / "controller.log"
     machine.wait_for(lambda: "who-1 is ready and not attached to its MPS daemon" in log.read_text())
+    assert daemons(machine)
+    assert machine.stop() == 0
+    assert find_processes(machine.state) == []
 
 
 def test_what_a_killed_installation_left_is_ended_by_down(machine: Any) -> None:

@@ -22,7 +22,7 @@ def start(model: Model, instance: str, port: int, devices: list[Device]) -> Star
     """The order as the controller makes it, for a slice that nothing has to be prepared for."""
     wanted = model.spec.slice
     mib = wanted.memory.effective_limit
-    given = GivenSlice(wanted.mechanism.value, tuple(devices), wanted.compute, mib)
+    given = GivenSlice(wanted.mechanism.value, tuple(devices), wanted.compute, wanted.memory.request, mib)
     return order(model, instance, port, [d.id for d in devices], Mechanisms(Path("/none")).settings(given))
 
 

@@ -19,7 +19,7 @@ GPU = Device("GPU-1-2-3", "node-a", "NVIDIA H200", 143771, mechanisms=frozenset(
 
 
 def given(mechanism: str, *devices: Device, compute: int = 50, memory: int = 8192, **fields: Any) -> GivenSlice:
-    return GivenSlice(mechanism, devices, compute, memory, **fields)
+    return GivenSlice(mechanism, devices, compute, memory, memory, **fields)
 
 
 @pytest.fixture

@@ -81,7 +81,11 @@ class FakeNvml:
             raise NVMLError("Not Supported")
         p = PROFILES[number]
         return SimpleNamespace(
-            id=10 + number, name=f"MIG {p.name}".encode(), sliceCount=p.slices, instanceCount=len(p.starts)
+            id=10 + number,
+            name=f"MIG {p.name}".encode(),
+            sliceCount=p.slices,
+            instanceCount=len(p.starts),
+            memorySizeMB=p.memory_mib - 512,
         )
 
     def nvmlDeviceGetGpuInstances(self, _: str, profile: int, out: Any, count: Any) -> None:  # noqa: N802
@@ -170,6 +174,14 @@ def test_what_is_missing_is_made_and_what_is_not_named_goes() -> None:
     assert mig.settings([uuids[THREE]]).env == {"CUDA_VISIBLE_DEVICES": "MIG-3"}
     assert mig.repartition(GPU, [FOUR, THREE], nvml) == uuids
     assert len(nvml.calls) == 2
+
+
+def test_a_profile_that_has_less_than_is_guaranteed_is_not_made() -> None:
+    nvml = FakeNvml()
+    with pytest.raises(mig.MigError, match=r"1g.10gb of GPU-1 has 9,728 MiB, and the slice is guaranteed 10,000 MiB"):
+        mig.repartition(GPU, [ONE], nvml, needs={ONE: 10_000})
+    assert nvml.calls == []
+    assert mig.repartition(GPU, [ONE], nvml, needs={ONE: 9_728}) == {ONE: "MIG-1"}
 
 
 def test_a_whole_device_is_given_back() -> None:

@@ -40,7 +40,7 @@ def mps(tmp_path: Path) -> Mps:
 
 def env(mps: Mps, device: str, memory: int = 1, compute: int = 0) -> dict[str, str]:
     gpu = Device(device, "n", "NVIDIA H200", 143_771, mechanisms=frozenset({"mps"}))
-    return dict(mps.settings(GivenSlice("mps", (gpu,), compute, memory)).env)
+    return dict(mps.settings(GivenSlice("mps", (gpu,), compute, 1, memory)).env)
 
 
 def pipes(mps: Mps, device: str) -> Path:

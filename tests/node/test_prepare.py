@@ -61,7 +61,7 @@ def backend_of(slow: Slow, folder: Path) -> LocalBackend:
 
 
 def given(*devices: Device, mechanism: str = "mig") -> GivenSlice:
-    return GivenSlice(mechanism, devices, 10, 1024, (FIRST,) * len(devices))
+    return GivenSlice(mechanism, devices, 10, 1024, 1024, (FIRST,) * len(devices))
 
 
 async def test_one_start_at_a_time_on_a_device_and_each_sees_who_is_on_record_by_then(

@@ -89,7 +89,8 @@ class Mechanisms:
         for device, instance in zip(given.devices, given.mig, strict=True):
             layout = {*layouts.get(device.id, ()), instance}
             try:
-                shown.append(mig.repartition(device, layout, self._nvml)[instance])
+                made = mig.repartition(device, layout, self._nvml, needs={instance: given.memory_mib})
+                shown.append(made[instance])
             except (mig.MigError, ImportError) as error:
                 raise StartError(str(error)) from None
         return mig.settings(shown)

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 from packer.inventory import Device, MigInstance
@@ -35,10 +36,17 @@ def settings(uuids: Sequence[str]) -> SliceSettings:
     return SliceSettings({"CUDA_VISIBLE_DEVICES": ",".join(uuids)})
 
 
-def repartition(device: Device, layout: Collection[MigInstance], nvml: Any = None) -> dict[MigInstance, str]:
+def repartition(
+    device: Device,
+    layout: Collection[MigInstance],
+    nvml: Any = None,
+    *,
+    needs: Mapping[MigInstance, int] = MappingProxyType({}),
+) -> dict[MigInstance, str]:
     """Give a device this layout; returns the UUID of the MIG device that each instance is. Raises MigError.
 
-    `nvml` stands in for the module pynvml.
+    `nvml` stands in for the module pynvml. `needs` is what MiB an instance must have: a profile has somewhat less than
+    its name says, which only the driver knows.
     """
     geometry = geometry_of(device.model, device.memory_mib)
     if geometry is None:
@@ -51,7 +59,9 @@ def repartition(device: Device, layout: Collection[MigInstance], nvml: Any = Non
     except nvml.NVMLError as error:
         raise MigError(f"NVML cannot be used: {error}") from None
     try:
-        return _Gpu(nvml, device.id).bring_to(layout)
+        gpu = _Gpu(nvml, device.id)
+        gpu.check(needs)
+        return gpu.bring_to(layout)
     except nvml.NVMLError as error:
         raise MigError(f"{device.id} cannot be repartitioned: {error}") from None
     finally:
@@ -70,6 +80,16 @@ class _Gpu:
                 f"MIG mode of {uuid} is off; turn it on while nobody uses the GPU: nvidia-smi -i {uuid} -mig 1"
             )
         self._profiles = self._all_profiles()
+
+    def check(self, needs: Mapping[MigInstance, int]) -> None:
+        """MigError where a profile has less memory than an instance of it must have."""
+        for instance, needed in needs.items():
+            info = self._profiles.get(instance.profile)
+            if info is not None and info.memorySizeMB < needed:
+                raise MigError(
+                    f"{instance.profile} of {self._uuid} has {info.memorySizeMB:,} MiB, and the slice is guaranteed "
+                    f"{needed:,} MiB; ask for no more than the first, or for what the next profile has"
+                )
 
     def bring_to(self, layout: Collection[MigInstance]) -> dict[MigInstance, str]:
         there = self._instances()

@@ -17,8 +17,10 @@ class GivenSlice:
     """In the order in which the process numbers them."""
     compute: int
     """Percent of each; 0 is without a bound."""
+    memory_mib: int
+    """Guaranteed on each."""
     memory_limit_mib: int
-    """Of each."""
+    """It may grow to this on each."""
     mig: tuple[MigInstance, ...] = ()
     """For the mechanism "mig": the GPU instance on each device."""
 

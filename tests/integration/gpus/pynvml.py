@@ -125,7 +125,10 @@ def nvmlDeviceGetGpuInstanceProfileInfo(_, number):
     if number >= len(PROFILES):
         raise NVMLError_NotSupported
     name, slices, _, starts = PROFILES[number]
-    return SimpleNamespace(id=number, name=f"MIG {name}".encode(), sliceCount=slices, instanceCount=len(starts))
+    size = 1000 * int(name.partition(".")[2].removesuffix("gb"))
+    return SimpleNamespace(
+        id=number, name=f"MIG {name}".encode(), sliceCount=slices, instanceCount=len(starts), memorySizeMB=size
+    )
 
 
 def nvmlDeviceGetGpuInstances(_, profile, out, count):
