@@ -145,12 +145,12 @@ def refuse(tallies: Iterable[DeviceTally], request: SliceRequest) -> NoFit:
 
 def refuse_several(tallies: Iterable[DeviceTally], request: SliceRequest) -> NoFit:
     """Why no Node has as many Devices as the request needs; like `refuse`, to be asked only once that is known."""
-    classes: dict[tuple[object, ...], list[DeviceTally]] = {}
+    classes: dict[tuple[object, ...], list[tuple[DeviceTally, set[Reason]]]] = {}
     ever: Counter[str] = Counter()
     now: Counter[str] = Counter()
     for tally in tallies:
-        classes.setdefault(_class_of(tally.device), []).append(tally)
         reasons = {o.reason for o in obstacles(tally, request)}
+        classes.setdefault(_class_of(tally.device), []).append((tally, reasons))
         now[tally.device.node] += not reasons
         ever[tally.device.node] += not reasons & _PERMANENT
     refusals = [_refusal_of_several(members, request, ever, now) for members in classes.values()]
@@ -159,19 +159,22 @@ def refuse_several(tallies: Iterable[DeviceTally], request: SliceRequest) -> NoF
 
 
 def _refusal_of_several(
-    members: Sequence[DeviceTally], request: SliceRequest, ever: Mapping[str, int], now: Mapping[str, int]
+    found: Sequence[tuple[DeviceTally, set[Reason]]],
+    request: SliceRequest,
+    ever: Mapping[str, int],
+    now: Mapping[str, int],
 ) -> ClassRefusal:
-    """`ever` and `now` are how many devices of each node could take a slice of the request."""
-    reasons = [{o.reason for o in obstacles(t, request)} for t in members]
-    able = [t for t, found in zip(members, reasons, strict=True) if not found]
-    fitting = [t for t, found in zip(members, reasons, strict=True) if not found & _PERMANENT]
+    """Of a class's devices, each with what is in its way; `ever` and `now` are how many of each node could take one."""
+    members = [t for t, _ in found]
+    able = [t for t, reasons in found if not reasons]
+    fitting = [t for t, reasons in found if not reasons & _PERMANENT]
     most_ever = max((ever[t.device.node] for t in fitting), default=0)
     reason: Reason = "devices"
     if 0 < most_ever < request.devices:
         reason, count = "too-many", f"no such node has more than {most_ever}"
     elif able:
         count = f"at most {max(now[t.device.node] for t in able)} of a node have room"
-        if others := [t for t, found in zip(members, reasons, strict=True) if found]:
+        if others := [t for t, reasons in found if reasons]:
             count += f" ({_in_groups(others, request)[0]})"
     else:
         return _refusal(members, request)
