@@ -49,6 +49,7 @@ from tangram.core.replica import Phase, Replica
 from tangram.node import health
 from tangram.node.backend import InstanceRecord, InstanceStatus
 from tangram.node.discover import Discovery, discover
+from tangram.node.faults import Faults
 from tangram.node.launch import order
 from tangram.node.local import LocalBackend
 from tangram.node.logs import rotate
@@ -206,17 +207,21 @@ def _discovered() -> Discovery:
 
 
 async def _watch_devices(controller: Controller, found: Discovery) -> None:
-    """Tell the controller when a GPU is not there any more, or there (again)."""
-    watched = health.Watched(found.devices)
+    """Tell the controller when a GPU is not there any more, or there (again), and when it has a fault."""
+    watched, faults = health.Watched(found.devices), Faults()
     while True:
+        try:
+            found = await asyncio.to_thread(discover, socket.gethostname())
+            after = health.look(watched, found, await asyncio.to_thread(faults.look))
+        except Exception:
+            log.exception("GPUs could not be looked at; trying again")
+        else:
+            for change in health.changes(watched, after):
+                log.warning("GPUs: %s", change)
+            if after.devices != watched.devices:
+                controller.rediscovered(after.devices)
+            watched = after
         await asyncio.sleep(HEALTH_S)
-        found = await asyncio.to_thread(discover, socket.gethostname())
-        after = health.look(watched, found)
-        for change in health.changes(watched, after):
-            log.warning("GPUs: %s", change)
-        if after.devices != watched.devices:
-            controller.rediscovered(after.devices)
-        watched = after
 
 
 async def _adopt(state: ControllerState, store: Store, backend: LocalBackend) -> None:

@@ -121,7 +121,7 @@ async def test_what_cannot_be_is_refused_and_what_does_not_fit_is_told(installat
     assert "the slice needs 4 devices of one node, and at most 2 of a node have room" in text
 
 
-#: A stand-in for NVML: four GPUs, of which those in the file `lost` cannot be opened.
+#: A stand-in for NVML: four GPUs, of which those in the file `lost` cannot be opened; the one in `xid` has a fault.
 PYNVML = """
 import pathlib
 from types import SimpleNamespace
@@ -129,11 +129,22 @@ from types import SimpleNamespace
 class NVMLError(Exception): pass
 class NVMLError_NotSupported(NVMLError): pass
 class NVMLError_FunctionNotFound(NVMLError): pass
+class NVMLError_Timeout(NVMLError): pass
+nvmlEventTypeXidCriticalError = 8
+XID = pathlib.Path(__file__).with_name("xid")
 NVML_DEVICE_MIG_ENABLE, NVML_FEATURE_ENABLED, nvmlMemory_v2 = 1, 1, 2
 LOST = pathlib.Path(__file__).with_name("lost")
 
 def nvmlInit(): pass
 def nvmlShutdown(): pass
+def nvmlEventSetCreate(): return "events"
+def nvmlDeviceRegisterEvents(h, kinds, events): pass
+def nvmlEventSetWait_v2(events, timeout_ms):
+    if not XID.exists():
+        raise NVMLError_Timeout
+    gpu = int(XID.read_text())
+    XID.unlink()
+    return SimpleNamespace(device=gpu, eventType=8, eventData=79)
 def nvmlSystemGetDriverVersion(): return "570.1"
 def nvmlDeviceGetCount(): return 4
 def nvmlDeviceGetHandleByIndex(i):
@@ -179,3 +190,12 @@ async def test_on_gpus_the_process_sees_its_own_and_leaves_one_that_is_lost(
     assert unwell == {first["devices"][1]}
     (moved,) = installation.wait_ready(1)
     assert environment(moved["pid"])["CUDA_VISIBLE_DEVICES"] == ",".join(moved["devices"])
+    # It is found again, and one of the others has a fault.
+    (fake / "lost").unlink()
+    (fake / "xid").write_text(moved["devices"][0][-1])
+    installation.wait_for(
+        lambda: {tuple(r["devices"]) for r in installation.items("/replicas")} == {tuple(first["devices"])}, 60.0
+    )
+    unwell = {d["id"] for d in installation.items("/devices") if not d["healthy"]}
+    assert unwell == {moved["devices"][0]}
+    assert "it had a fault (XID 79)" in (installation.state / "controller.log").read_text()

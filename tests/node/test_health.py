@@ -50,3 +50,13 @@ def test_a_gpu_that_was_not_there_before_is_added() -> None:
     after = look(before, Discovery(GPUS))
     assert after.devices == GPUS
     assert changes(before, after) == ["GPU-2 (NVIDIA H200) was found"]
+
+
+def test_a_gpu_that_had_a_fault_is_not_well_from_then_on() -> None:
+    before = Watched(GPUS)
+    after = look(before, Discovery(GPUS), {"GPU-1": 79})
+    assert well(after) == ["GPU-0", "GPU-2"]
+    assert changes(before, after) == ["GPU-1 (NVIDIA H200) is not well: it had a fault (XID 79)"]
+    assert look(after, Discovery(GPUS)) == after
+    # Of a driver that does not answer nothing else is concluded.
+    assert well(look(after, Discovery((), usable=False), {"GPU-2": 48})) == ["GPU-0"]

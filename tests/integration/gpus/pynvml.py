@@ -20,6 +20,7 @@ PROFILES = [  # name, compute slices, memory slots, starts
 NVML_DEVICE_MIG_ENABLE = NVML_FEATURE_ENABLED = 1
 NVML_GPU_INSTANCE_PROFILE_COUNT = 18
 NVML_COMPUTE_INSTANCE_ENGINE_PROFILE_SHARED = 0
+nvmlEventTypeXidCriticalError = 8
 nvmlMemory_v2 = 2
 for _slices in (1, 2, 3, 4, 6, 7, 8):
     globals()[f"NVML_COMPUTE_INSTANCE_PROFILE_{_slices}_SLICE"] = _slices
@@ -36,6 +37,10 @@ class NVMLError_NotSupported(NVMLError):  # noqa: N801
 
 
 class NVMLError_FunctionNotFound(NVMLError):  # noqa: N801
+    pass
+
+
+class NVMLError_Timeout(NVMLError):  # noqa: N801
     pass
 
 
@@ -71,6 +76,18 @@ def nvmlInit():
 
 def nvmlShutdown():
     pass
+
+
+def nvmlEventSetCreate():
+    return "events"
+
+
+def nvmlDeviceRegisterEvents(_, kinds, events):
+    pass
+
+
+def nvmlEventSetWait_v2(_, timeout_ms):
+    raise NVMLError_Timeout
 
 
 def nvmlSystemGetDriverVersion():
