@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from packer.engine import Rack, accepts, canonical, share
+from packer.engine import Rack, accepts, share
 from packer.mix import Mix, Shape
+from packer.signatures import canonical
 
 
 class SolverMissing(RuntimeError):

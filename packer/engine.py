@@ -18,13 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from packer.mix import Shape
+from packer.signatures import MASK, canonical, mix64, stable
 
 Array = NDArray[Any]
 
@@ -33,7 +33,6 @@ UNBOUNDED: Final = 1 << 50
 MANY_CORES: Final = 1_000_000
 """Thousandths of a core above which more make no node emptier."""
 _KEY_SHIFT: Final = 55
-_MASK: Final = (1 << 62) - 1
 _LOW: Final = (1 << 44) - 1
 _AT_ONCE: Final = 64
 """Nodes costed for one request."""
@@ -169,7 +168,7 @@ class Engine:
         self.open = self.free + np.minimum(self.cpu, MANY_CORES) / 1000
         """That, and the cores of the host as if each were a percent."""
         self.prices = 0
-        self.sig = np.array([_stable(canonical(r)) for r in racks], np.int64)
+        self.sig = np.array([stable(canonical(r)) for r in racks], np.int64)
         self.device_sig = np.zeros((count, width), np.int64)
         self.state = np.where(self.kind < 0, len(kinds), self.kind).astype(np.int64) * 101 + self.level
         """Kind and level of each device as one number: kind * 101 + level; for no device the kind after the last."""
@@ -381,7 +380,7 @@ class Engine:
         cpu = self.cpu.item(node) - sign * shape.cpu_milli
         self.cpu[node] = cpu
         self.ram[node] -= sign * shape.host_memory_mib
-        mark = sign * _mix64(key)
+        mark = sign * mix64(key)
         freed = 0
         for d in spot.devices:
             compute = level = self.compute.item(node, d) - sign * shape.compute
@@ -402,7 +401,7 @@ class Engine:
             freed += level - self.level.item(node, d)
             self.level[node, d] = level
             self.state[node, d] = self.kind.item(node, d) * 101 + max(level, 0)
-            signature = (self.device_sig.item(node, d) + mark) & _MASK
+            signature = (self.device_sig.item(node, d) + mark) & MASK
             self.device_sig[node, d] = signature
             self.device_key[node, d] = (level << _KEY_SHIFT) | (signature >> (62 - _KEY_SHIFT))
         free = self.free.item(node) + freed
@@ -411,7 +410,7 @@ class Engine:
         if spot.devices:
             self._most_spare[node] = max(self._spare[node].tolist())
         # What lies on a node matters, and beside what: a pair on one device is not the pair on two.
-        self.sig[node] = (self.sig.item(node) + mark) & _MASK
+        self.sig[node] = (self.sig.item(node) + mark) & MASK
         self.version += 1
         self.touched[node] = self.version
         place = self.version % _LOGGED
@@ -436,23 +435,3 @@ def share(bay: Bay, shape: Shape) -> int:
     """Percent of the device that one slice of the shape takes, rounded up; at least 1, over 100 where it never fits."""
     memory = -(-100 * shape.memory_mib // bay.memory_mib) if bay.memory_mib else 101
     return max(1, shape.compute, min(memory, 101))
-
-
-def canonical(rack: Rack) -> str:
-    """A text that two racks share if and only if they are alike, whatever the order of their devices."""
-    bays = [
-        (b.model, b.memory_mib, b.compute, b.max_clients, sorted(b.labels), sorted(b.mechanisms)) for b in rack.bays
-    ]
-    return repr((rack.cpu_milli, rack.host_memory_mib, sorted(bays), *([rack.links] if rack.links else [])))
-
-
-def _stable(text: str) -> int:
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") & _MASK
-
-
-def _mix64(key: int) -> int:
-    """A well-spread hash of an integer (the finalizer of splitmix64)."""
-    x = (key + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-    return (x ^ (x >> 31)) & _MASK
