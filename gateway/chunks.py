@@ -43,11 +43,17 @@ def _over(data: bytes, at: int) -> tuple[int, int]:
     left of the chunk there, with its line end).
     """
     end = len(data)
+    width = 0
     while True:
-        stop = data.find(b"\n", at + 2) + 1
-        size = _known.get(data[at:stop], 0) if stop else 0
+        # Most lines are as long as the one before.
+        stop = at + width
+        size = _known.get(data[at:stop], 0)
         if not size:
-            return at, 2
+            stop = data.find(b"\n", at + 2) + 1
+            size = _known.get(data[at:stop], 0) if stop else 0
+            if not size:
+                return at, 2
+            width = stop - at
         if size + 2 >= end - stop:
             return stop, size + 2
         at = stop + size
