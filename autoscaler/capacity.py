@@ -69,7 +69,7 @@ class Capacity(NamedTuple):
 
     rate: float
     low: float
-    """Less one standard deviation of what is not known."""
+    """Less one standard deviation of what is not known, and less what a slowdown that may have begun takes."""
     slots: float
     requests: float
     """It was learned from."""
@@ -145,7 +145,10 @@ def known(learned: Learned, slots: int) -> Capacity | None:
         # Filling from empty, the first to complete are the short ones: the replica would look faster than it is.
         return None
     rate = slots / _service_s(learned.long, 1.0)
-    return Capacity(rate, rate / (1.0 + 1.0 / math.sqrt(requests)), float(slots), requests)
+    low = rate / (1.0 + 1.0 / math.sqrt(requests))
+    if drift.may_have_slowed(learned.watch):
+        low /= drift.FACTOR
+    return Capacity(rate, low, float(slots), requests)
 
 
 def _service_s(memory: Memory, fullness: float) -> float:

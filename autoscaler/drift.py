@@ -19,6 +19,9 @@ FACTOR = 1.5
 """The slowdown looked for; greater ones are found sooner, those below about 1.2 not at all."""
 ALARM = 10.0
 """In false alarms: fewer than one in e^10 reports, most of which are seconds of a busy model."""
+SUSPICION = 7.0
+"""From here on plans count on no more than what a replica does if it is so, while evidence comes in: it hardly ever is
+got to by chance, and replicas asked for a few seconds sooner spare more than those that were not needed cost."""
 _LOG = math.log(FACTOR)
 _GAIN = 1.0 - 1.0 / FACTOR
 
@@ -70,3 +73,8 @@ _CALM = Watch()
 def has_slowed(watch: Watch) -> bool:
     """Whether services take longer, beyond chance and beyond what a rise of the rate explains."""
     return watch.score - watch.debt > ALARM
+
+
+def may_have_slowed(watch: Watch) -> bool:
+    """Whether it looks so, though it may yet be chance."""
+    return watch.score - watch.debt > SUSPICION

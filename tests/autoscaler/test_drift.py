@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from autoscaler import capacity
+from autoscaler import capacity, drift
 
 
 class Replicas:
@@ -72,3 +72,21 @@ def test_who_becomes_faster_again_is_believed():
 
     assert replicas.learned.slowed_at is None
     assert capacity.known(replicas.learned, 8).rate == pytest.approx(4.0, rel=0.2)
+
+
+def test_less_is_counted_on_before_it_is_certain_and_hardly_ever_for_nothing():
+    wary, calm = [], 0
+    for seed in range(5):
+        replicas = Replicas(seed, exponential(4.0), ready=12)
+        for _ in range(300):
+            replicas.run(1, 15.0)
+            calm += drift.may_have_slowed(replicas.learned.watch)
+        before = capacity.known(replicas.learned, 8).low
+        replicas.length = exponential(7.2)
+        for _ in range(60):
+            replicas.run(1, 15.0)
+            if replicas.learned.slowed_at is not None:
+                break
+            wary += [capacity.known(replicas.learned, 8).low < 0.8 * before]
+    assert calm <= 15, "one second of a hundred"
+    assert sum(wary) >= 5, "a few seconds each time"
