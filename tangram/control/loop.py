@@ -225,7 +225,7 @@ class ControlLoop:
             seen = Sample(0.0, 0, wake=entry.woken, external=known)
         supply = supply_of(self.state, entry)
         growth = most_boost(self.state, entry.model)
-        policy = convert.scaling_policy(entry.model, advise=self.state.advise, most_boost=growth)
+        policy = entry.policy(advise=self.state.advise, most_boost=growth)
         advice, entry.policy_state = recommend(policy, supply, seen, entry.policy_state, monotonic, at)
         entry.take(advice, supply.ready + supply.starting)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from autoscaler.policy import State as PolicyState
-from autoscaler.types import Recommendation
+from autoscaler.types import Recommendation, ScalingPolicy
 from packer.inventory import Device, Inventory
 from tangram.core import convert
 from tangram.core.decision import Decision
@@ -39,7 +39,7 @@ class ModelState:
     """Count wanted and refusals of the decision recorded last."""
     attempts: Attempts = field(default_factory=Attempts)
     suffered: float = 0.0
-    """Share of the replicas wanted that a full fleet refused of late, forgotten over a minute."""
+    """Share of the replicas wanted that a full fleet refused of late (autoscaler.quota.SUFFER_S)."""
     start_times_s: deque[float] = field(default_factory=lambda: deque(maxlen=8))
     """Seconds to ready of the last starts."""
     woken: bool = False
@@ -52,6 +52,15 @@ class ModelState:
     """The last one, also once it has ended."""
     revisions: dict[str, Model] = field(default_factory=dict)
     """Documents of the revisions on record."""
+    _asked: tuple[Model, bool, float, ScalingPolicy] | None = None
+    """What `policy` said last, and of what."""
+
+    def policy(self, *, advise: bool, most_boost: float) -> ScalingPolicy:
+        """What the autoscaler is asked, as `convert.scaling_policy` says; the same while nothing has changed."""
+        if self._asked is None or self._asked[0] is not self.model or self._asked[1:3] != (advise, most_boost):
+            asked = convert.scaling_policy(self.model, advise=advise, most_boost=most_boost)
+            self._asked = self.model, advise, most_boost, asked
+        return self._asked[3]
 
     def take(self, recommendation: Recommendation, live: int) -> None:
         """Take up what is recommended; in advisory mode the count stays, within what the model itself says."""
