@@ -1,4 +1,7 @@
-"""`python -m benchmarks.control [--only footprint|coldstart|kills] [--json]`; exit code 1 if a bar is missed."""
+"""`python -m benchmarks.control [--only footprint|coldstart|kills|division] [--json]`
+
+The exit code is 1 if a bar is missed.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,12 @@ from typing import Any
 
 from benchmarks import local
 from benchmarks.bars import Bar, verdict_lines
-from benchmarks.control import coldstart, fleet, footprint, kills
+from benchmarks.control import coldstart, division, fleet, footprint, kills
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.control")
-    parser.add_argument("--only", choices=("footprint", "coldstart", "kills"), help="measure this alone")
+    parser.add_argument("--only", choices=("footprint", "coldstart", "kills", "division"), help="measure this alone")
     parser.add_argument("--json", action="store_true", help="nothing but the line of JSON on standard output")
     options = parser.parse_args()
     out = sys.stderr if options.json else sys.stdout
@@ -32,6 +35,8 @@ def main() -> int:
     def wanted(name: str) -> bool:
         return options.only in (None, name)
 
+    if wanted("division"):
+        take("division", division.measure())
     try:
         with tempfile.TemporaryDirectory(prefix="tangram-bench-") as temporary:
             folder = Path(temporary)
