@@ -60,6 +60,10 @@ class WireServer:
         self._sockets: dict[int, web.WebSocketResponse] = {}
         self._outboxes: dict[int, asyncio.Queue[BaseModel]] = {}
         self._marked_draining: dict[str, int] = {}
+        self._listed: set[str] = set()
+        """Endpoints in the table."""
+        self._left = 0
+        """Number of the last message with which an endpoint left the table."""
         self.workers: dict[int, Worker] = {}
         self._runner: web.AppRunner | None = None
 
@@ -111,8 +115,11 @@ class WireServer:
                 self._number += 1
                 self._send(wire.Update(term=self._term, number=self._number, model=entry))
             self._mark_draining(entry)
-        live = {e.id for entry in self._table.values() for e in entry.endpoints}
-        self._marked_draining = {r: n for r, n in self._marked_draining.items() if r in live}
+        listed = {e.id for entry in self._table.values() for e in entry.endpoints}
+        if not self._listed <= listed:
+            self._left = self._number
+        self._listed = listed
+        self._marked_draining = {r: n for r, n in self._marked_draining.items() if r in listed}
         self._published.set()
 
     def publish_settings(self, settings: wire.Settings) -> None:
@@ -132,9 +139,9 @@ class WireServer:
                 self._marked_draining.pop(endpoint.id, None)
 
     def drained(self, replica: str) -> bool:
-        """Whether every worker knows that the replica drains, and has nothing in flight to it."""
-        number = self._marked_draining.get(replica)
-        if number is None or len(self.workers) < self._expected:
+        """Whether every worker knows that the replica drains or is gone, and has nothing in flight to it."""
+        number = self._marked_draining.get(replica) if replica in self._listed else self._left
+        if number is None or not self._published.is_set() or len(self.workers) < self._expected:
             return False
         return all(
             w.connected and w.applied >= (self._term, number) and not w.in_flight.get(replica)
@@ -205,8 +212,7 @@ class WireServer:
         for model in message.models:
             for endpoint in model.endpoints:
                 worker.in_flight[endpoint.id] = endpoint.in_flight
-        live = {e.id for entry in self._table.values() for e in entry.endpoints}
-        worker.in_flight = {e: n for e, n in worker.in_flight.items() if e in live or n}
+        worker.in_flight = {e: n for e, n in worker.in_flight.items() if e in self._listed or n}
         self._on_report(message)
 
     async def _feed(self, index: int, socket: web.WebSocketResponse) -> None:

@@ -187,6 +187,23 @@ async def test_drained_is_when_every_worker_knows_and_has_nothing_in_flight(wire
     assert not wired.server.drained("digits-1")
 
 
+async def test_the_replicas_of_a_deleted_model_are_drained_when_nothing_is_in_flight_to_them(wired: Wired) -> None:
+    wired.server.publish(table(entry()))
+    peer = await wired.connect()
+    await peer.hear()
+    await peer.report((TERM, 0), in_flight=1)
+    await wired.until(lambda: len(wired.reports) == 1)
+    wired.server.publish({})
+    removal = await peer.hear()
+    assert not wired.server.drained("digits-1")
+    await peer.report((TERM, removal.number), in_flight=1)
+    await wired.until(lambda: len(wired.reports) == 2)
+    assert not wired.server.drained("digits-1")
+    await peer.report((TERM, removal.number))
+    await wired.until(lambda: len(wired.reports) == 3)
+    assert wired.server.drained("digits-1")
+
+
 async def test_nothing_is_drained_while_a_worker_is_away(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         wired = Wired(stack, tmp_path / "wire.sock", workers=2)
