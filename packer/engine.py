@@ -37,7 +37,7 @@ _LOW: Final = (1 << 44) - 1
 _AT_ONCE: Final = 64
 """Nodes costed for one request."""
 _LOGGED: Final = _AT_ONCE
-"""Changes that are kept one by one; who is further behind looks at all nodes."""
+"""Changes that are kept one by one; whoever is further behind looks at all nodes."""
 _LOOK_AGAIN: Final = 24
 """Nodes costed anew for one request after prices have changed."""
 
@@ -142,7 +142,7 @@ class Engine:
         self.policy = policy
         self.racks = tuple(racks)
         self._limits = np.zeros((3, count), np.int64)
-        """What a request must fit in whatever its devices: CPU and memory of the host, the compute of one device."""
+        """CPU and memory of the host, compute of the emptiest device: what a request must fit in, whatever else."""
         self.host = self._limits[:2]
         self.host[:] = [r.cpu_milli for r in racks], [r.host_memory_mib for r in racks]
         self.cpu, self.ram, self._most_spare = self._limits

@@ -109,3 +109,21 @@ def test_nodes_settled_on_the_way_are_worth_what_nodes_settled_at_once_are(seed:
             assert mine.tolist() == pytest.approx(theirs.tolist(), abs=1e-6)
         assert kept.worth.tolist() == pytest.approx(made.worth.tolist(), abs=1e-6)
         assert kept.value.tolist() == pytest.approx(made.value.tolist(), abs=1e-6)
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(0, 1_000_000))
+def test_what_changed_since_is_known_whether_that_was_lately_or_long_ago(seed: int) -> None:
+    rng = Random(seed)
+    tenants = Tenants(Engine(racks(rng), Adaptive(MIX)))
+    engine = tenants.engine
+    touched: list[int] = []
+    for key in range(rng.randrange(1, 150)):
+        if tenants.held and rng.random() < 0.4:
+            touched.append(tenants.leave(rng.choice(sorted(tenants.held))).spot.node)
+        elif (tenant := tenants.place(rng.choice(SHAPES), key)) is not None:
+            touched.append(tenant.spot.node)
+    assert engine.version == len(touched)
+    for since in range(len(touched) + 1):
+        assert set(engine.changed(since).tolist()) == set(touched[since:])
+    assert engine.changed(-1).tolist() == list(range(len(engine.racks)))
