@@ -200,13 +200,17 @@ class Planner:
             chunked=False,
         )[: -4 if sized else -3]
         plan.parts, plan.holes = [], []
+        after: dict[bytes, int] = {}
         text = b"%b %b HTTP/1.1" % (head.method, head.route.target.encode("ascii"))
         for name, value in out:
             text += b"\r\n" + name + b": "
             lower = name.lower()
             if lower in plan.varying:
                 plan.parts.append(text)
-                plan.holes.append(plan.varying.index(lower))
+                # Some may come in several lines.
+                hole = plan.varying.index(lower, after.get(lower, 0))
+                plan.holes.append(hole)
+                after[lower] = hole + 1
                 text = b""
             else:
                 text += value

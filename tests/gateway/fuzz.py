@@ -260,6 +260,7 @@ def request(rng: random.Random) -> bytes:
                     (b"X-Forwarded-For", b"6.6.6.6"),
                     (b"Cookie", b"a=b"),
                     (b"traceparent", b"00-%016x-01" % rng.getrandbits(64)),
+                    (b"tracestate", b"a=%d" % rng.getrandbits(9)),
                     (b"Content-Type", b"application/json"),
                 )
             )

@@ -188,6 +188,14 @@ def test_heads_that_differ_in_the_ids_they_are_traced_by_have_one_plan_and_value
     assert not desk.planner.exact
 
 
+def test_lines_of_one_list_keep_their_values_and_their_order():
+    desk = Desk(model())
+    for n in (1, 2):
+        fields = b"tracestate: a=%d\r\nbaggage: c=%d\r\nX-A: b\r\nTraceState: b=%d\r\ntracestate: d=%d" % (n, n, n, n)
+        lead, _ = whole(desk, HEAD.replace(b"X-A: b", fields))
+        assert fields in lead
+
+
 @pytest.mark.parametrize("value", [b"", b" a", b"a ", b"a\0b", b"a\rb", b"a\nb", b"a\x7fb"])
 def test_a_value_that_varies_is_looked_at_each_time(value):
     desk = Desk(model())
