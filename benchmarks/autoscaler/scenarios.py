@@ -229,10 +229,10 @@ def timers(seed: int, *, quick: bool) -> dict[str, Bar]:
     for minutes, hours in ((5, 24), (30, 96), (60, 168)):
         if quick and minutes > 5:
             continue
-        hours = 16 if quick else hours
         counts = np.zeros(hours * 360)
         for k in range(hours * 60 // minutes - 1):
             counts[int((k + 0.5) * minutes * 6 + rng.uniform(-1.0, 1.0))] += 20.0
+        counts = counts[: 16 * 360] if quick else counts
         work = Workload(f"every {minutes} min", Trace(10.0, tuple(counts.tolist())), 4, 1.0, 0.5, 1.0)
         requests = draw(work, np.random.default_rng(seed))
         outcome = run(work, requests, Ours(policy(work, min_replicas=0), 20.0), 20.0, first=0, least=0)
