@@ -49,9 +49,10 @@ _TRACED: Final = (
     *("x-datadog-trace-id", "x-datadog-parent-id", "uber-trace-id", "sentry-trace"),
 )
 _VARYING: Final = re.compile(
-    rb"(\r\n(?:%b): )([^\r\n]*)" % "|".join(("content-length", *_TRACED)).encode(), re.IGNORECASE
+    rb"(\r\n(?:%b): )([!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)(?![^\r])"
+    % "|".join(("content-length", *_TRACED)).encode(),
+    re.IGNORECASE,
 )
-_VALUE: Final = re.compile(rb"[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?")
 
 
 def keep(kept: dict[bytes, V], key: bytes, value: V) -> None:
@@ -78,19 +79,16 @@ def split(data: bytes, end: int) -> tuple[bytes, bytes]:
     return data[:end], b""
 
 
-def cut(head: bytes) -> tuple[bytes, list[bytes], list[bytes]] | None:
-    """(the head without the values that vary, the names of their fields in lower case, the values) of a request's head
-    without its last line end; None where one of the values is not plain.
+def cut(head: bytes) -> tuple[bytes, list[bytes], list[bytes]]:
+    """(the head without the values that vary, its pieces, the values) of a request's head without its last line end.
+
+    Every second piece is what comes before a value: a line end and a name. A value that is not plain is left where it
+    is; so is one that is empty, and only that there are fewer values then tells such a head from one that was cut.
     """
     pieces: list[bytes] = _VARYING.split(head)
-    if len(pieces) == 1:
-        return head, [], []
     values = pieces[2::3]
-    for value in values:
-        if not _VALUE.fullmatch(value):
-            return None
     del pieces[2::3]
-    return b"".join(pieces), [lead[2:-2].lower() for lead in pieces[1::2]], values
+    return b"".join(pieces), pieces, values
 
 
 def fields_of(block: bytes) -> Fields | None:

@@ -110,12 +110,13 @@ class Planner:
     def look_up(self, data: bytes, end: int) -> Known | None:
         """What is known of a head that ends at `end`; None where it is not plain."""
         head = data[:end]
-        found = plain.cut(head) if end <= plain.MAX_HEAD else None
-        if found is None:
+        if end > plain.MAX_HEAD:
             return None
-        key, varying, values = found
+        key, pieces, values = plain.cut(head)
         plan = self._plans.get(key)
-        if plan is None and (key in self._plans or (plan := self._learn(key, varying, head)) is None):
+        if plan is None and (key in self._plans or (plan := self._learn(key, pieces, head)) is None):
+            return None
+        if len(values) != len(plan.varying):
             return None
         number = values[plan.length_at] if plan.length_at >= 0 else b""
         if number and not plain.NUMBER.fullmatch(number):
@@ -126,10 +127,12 @@ class Planner:
             plain.keep(self.exact, head, known)
         return known
 
-    def _learn(self, key: bytes, varying: list[bytes], head: bytes) -> Plan | None:
+    def _learn(self, key: bytes, pieces: list[bytes], head: bytes) -> Plan | None:
         read = plain.read_request(head + b"\r\n")
-        plan = None if read is None else Plan(read, varying)
-        plain.keep(self._plans, key, plan)
+        plan = None if read is None else Plan(read, [lead[2:-2].lower() for lead in pieces[1::2]])
+        # One with an empty value has the key of those that have a value there.
+        if plan is not None or b": \r\n" not in head + b"\r\n":
+            plain.keep(self._plans, key, plan)
         return plan
 
     def resolve(self, plan: Plan) -> None:
