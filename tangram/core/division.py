@@ -15,8 +15,9 @@ and what has only just become ready is not taken, unless a model would have noth
 handed to and fro for a little more or less. Nor is a division made anew while it is being carried out, as long as the
 same is wanted.
 
-A replica that runs keeps its place or leaves; it is never moved for a division. Replicas that drain may come back, and
-count as gone otherwise. Models in the middle of a rollout are left alone: they hold what they have.
+A replica that runs keeps its place or leaves; it is never moved for a division. Replicas that drain may come back,
+unless they have moved, and count as gone otherwise. Models in the middle of a rollout are left alone: they hold what
+they have.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from packer.occupancy import DeviceTally, Occupancy
 from packer.place import place_into
 from tangram.core.convert import slice_request
 from tangram.core.plans import Desired, Division, Share
-from tangram.core.replica import Phase, Replica, victims
+from tangram.core.replica import Phase, Replica, moved_away, victims
 
 #: Seconds for which a replica that has become ready is not taken away for less harm elsewhere.
 RESIDENCY_S: Final = 20.0
@@ -55,10 +56,11 @@ def divide(
     """Divide the fleet (its placements do not count) among the models with a claim; `before` is what stood so far."""
     live: dict[str, list[Replica]] = {}
     draining: dict[str, list[Replica]] = {}
+    moved = moved_away(replicas)
     for replica in replicas:
         if replica.live:
             live.setdefault(replica.model, []).append(replica)
-        elif replica.phase is Phase.DRAINING:
+        elif replica.phase is Phase.DRAINING and replica.name not in moved:
             draining.setdefault(replica.model, []).append(replica)
     pool = {n: d for n, d in desired.items() if d.claim is not None and _is_settled(d, live.get(n, []))}
     top = max((d.model.spec.priority for d in pool.values()), default=0)

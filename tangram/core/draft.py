@@ -29,7 +29,7 @@ from tangram.core.plans import (
     Undrain,
     apply,
 )
-from tangram.core.replica import Phase, Replica, victims
+from tangram.core.replica import Phase, Replica, moved_away, victims
 from tangram.spec import Model
 
 #: Seconds a device is avoided by a model after a start there passed its progress deadline.
@@ -202,12 +202,10 @@ class Draft:
 
     def _grow(self, want: Desired, missing: int, replicas: Sequence[Replica]) -> int:
         """Get up to `missing` more replicas of the wanted revision; returns how many were gotten."""
-        stopped = {a.replica for a in self._actions if isinstance(a, Stop)}
-        draining = [
-            r
-            for r in replicas
-            if r.phase is Phase.DRAINING and r.revision == want.model.revision and r.name not in stopped
-        ]
+        # Who has moved does not come back: its room is for another.
+        left = moved_away(replicas) | {a.replica for a in self._actions if isinstance(a, Stop)}
+        revision = want.model.revision
+        draining = [r for r in replicas if r.phase is Phase.DRAINING and r.revision == revision and r.name not in left]
         if want.dealt is not None:
             draining = [r for r in draining if r.name in want.dealt.keep]
         draining.sort(key=lambda r: (-r.since, r.name))
@@ -370,11 +368,13 @@ class Draft:
         self._moves_left -= 1
 
     def _lie(self) -> tuple[dict[str, Replica], dict[str, Replica], int]:
-        """Who may move, who soon may, and a hash of that and of where all lie: worked out once between two actions."""
+        """Who may move, who soon may, and a hash of that, the fleet and where all lie; kept between two actions."""
         if self._looked is None or self._looked[0] != len(self._actions):
             movable, young = self._movable()
             where = sorted((p.request.id, p.all_devices) for p in self._ledger.inventory().placements)
-            digest = hash((tuple(where), tuple(sorted(movable)), tuple(sorted(young))))
+            fleet = sorted((d.id, d.healthy, d.usable_mib, d.max_clients) for d in self._ledger.devices)
+            counts = (*sorted(movable), "", *sorted(young), min(MOVES_A_PLAN, self._moves_left))
+            digest = hash((tuple(where), tuple(fleet), counts))
             self._looked = len(self._actions), (movable, young, digest)
         return self._looked[1]
 

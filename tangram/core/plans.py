@@ -90,7 +90,7 @@ class Attempts:
     avoid: Mapping[str, float] = field(default_factory=dict)
     """Device id -> until when it is avoided."""
     searched: int = 0
-    """What lay where, as a hash, when moves were last searched for in vain: the search need not be repeated."""
+    """Fleet and what lay where, as a hash, when moves were last searched for in vain: that need not be repeated."""
 
 
 @dataclass(frozen=True, slots=True)

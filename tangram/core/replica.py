@@ -179,6 +179,11 @@ def _how_it_ended(seen: Observation) -> str:
     return f"process exited with code {seen.exit_code}"
 
 
+def moved_away(replicas: Sequence[Replica]) -> frozenset[str]:
+    """Names of those whose move is done: their siblings serve in their place, or did."""
+    return frozenset(r.replaces for r in replicas if r.replaces and r.phase in (Phase.READY, Phase.DRAINING))
+
+
 _LEAVE_FIRST: Final = {Phase.CRASHED: 0, Phase.STARTING: 1, Phase.UNREADY: 2, Phase.READY: 3}
 
 

@@ -180,6 +180,35 @@ def test_small_slices_move_out_of_the_way(wide: Any, make_model: Any) -> None:
     assert sum(r.model == "digits" and r.phase is Phase.READY for r in world.replicas) == 2
 
 
+def test_who_has_moved_does_not_come_back_to_its_former_place(wide: Any, make_model: Any) -> None:
+    """More are wanted while it drains: it would be moved again in the next turn, and so to and fro."""
+    world = World(machine(3, pairs=False), make_model(memory="400Mi", compute=0), wide())
+    world.step(digits=2)
+    world.ready()
+    (start,) = world.step(30, wide=1)
+    mover = start.replica.replaces
+    world.ready()
+    assert kinds(world.step(1)) == [f"Drain {mover}"]
+    for _ in range(3):
+        assert not any(a.replica == mover for a in world.step(1, digits=4) if not isinstance(a, Start))
+
+
+@pytest.mark.parametrize("comes", ["a new device", "one that was out of service"])
+def test_moves_are_looked_for_again_when_the_fleet_has_changed(wide: Any, make_model: Any, comes: str) -> None:
+    """Nobody has moved since the search in vain, and yet there is somewhere to go now."""
+    world = World(machine(3, pairs=False), make_model(memory="400Mi", compute=0), wide())
+    if comes == "a new device":
+        world.fleet = machine(2, pairs=False)
+    else:
+        fails(world, "n/gpu-2")
+    world.step(digits=2)
+    world.ready()
+    world.step(30, wide=1)
+    assert world.step(30) == [], "two devices cannot both be emptied"
+    world.fleet = machine(3, pairs=False)
+    assert [a.replica.replaces[:-1] for a in world.step(1)] == ["digits-"]
+
+
 def test_a_full_fleet_is_divided_by_what_replicas_take(wide: Any, make_model: Any) -> None:
     """One replica of four devices against forty small slices: neither is left with nothing."""
     fleet = machine(8)
