@@ -369,6 +369,8 @@ class _Trial:
             free_mib = tally.free_mib - request.takes_mib(tally.device)
             if min(free_mib, tally.free_compute - request.compute, tally.free_clients) < 0:
                 return False
+            if any(mechanism != request.mechanism for mechanism in tally.mechanisms):
+                return False
             if not tally.free_clients or (placement.mig and placement.mig[number] not in windows(tally, request)):
                 return False
         return True

@@ -144,6 +144,24 @@ def test_a_little_more_or_less_load_moves_no_replica(small: Inventory, make_mode
     assert world.counts() == before
 
 
+def test_what_is_granted_is_not_beside_a_replica_that_shares_the_device_otherwise(make_model: Any) -> None:
+    """One GPU is shared by MPS or in time: who stays would keep the place of the other from it for ever."""
+    both = frozenset({"mps", "timeslice"})
+    fleet = Inventory((Node("n"),), (Device("n/gpu-0", "n", "GPU", 1000, mechanisms=both),))
+    first, then = (
+        make_model(name, slice={"memory": {"request": "300Mi"}, "mechanism": by}, priority=priority)
+        for name, by, priority in (("first", "mps", 0), ("then", "timeslice", 1))
+    )
+    world = World(fleet, first, then)
+    world.wanted = {"first": 1, "then": 0}
+    world.settle()
+    assert world.counts() == {"first": 1, "then": 0}
+    world.wanted = {"first": 1, "then": 1}
+    world.now += 60
+    world.settle()
+    assert world.counts() == {"first": 0, "then": 1}
+
+
 def test_a_replica_just_ready_is_not_taken_for_a_little_less_harm(small: Inventory, make_model: Any) -> None:
     world = World(small, make_model("first"), make_model("second"))
     world.wanted, world.rates = {"first": 8, "second": 8}, {"first": 60.0, "second": 10.0}
