@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,11 @@ from tangram.control.views import (
 )
 from tangram.control.wire_server import WireServer
 from tangram.core import convert, packing, plans, rollout
-from tangram.core.replica import Phase
+from tangram.core.replica import Phase, Replica
 from tangram.node.backend import Backend
 from tangram.spec import Documents, Fleet, Model, SpecError, Tenant, clashes, parse_documents
+
+log = logging.getLogger("tangram.controller")
 
 
 class Controller:
@@ -191,10 +194,12 @@ class Controller:
         remove: Sequence[str] = (),
         remove_tenants: Sequence[str] = (),
         direct: bool = False,
+        ended: Collection[str] = (),
     ) -> ApplyView:
         """Check documents against the fleet and the other specs, record all of them, and nudge the loop.
 
-        `direct` leaves out the canary of a revision that changes.
+        `direct` leaves out the canary of a revision that changes. `ended` are replicas whose processes are gone: where
+        the fleet no longer holds what was theirs, they are forgotten, and their models get others.
         """
         state = self._state
         fleet = documents.fleet or state.fleet
@@ -202,7 +207,8 @@ class Controller:
         kept = [
             e.model for n, e in state.models.items() if n not in remove and n not in {m.name for m in documents.models}
         ]
-        self._check(documents, kept, inventory)
+        running = [r for n, r in state.replicas.items() if n not in ended]
+        self._check(documents, kept, inventory, running)
         changes: list[AppliedView] = []
         if documents.fleet is not None:
             change = _change(state.fleet, documents.fleet)
@@ -216,6 +222,8 @@ class Controller:
             changes.append(AppliedView(kind="Tenant", name=tenant.name, change=change))
         if not dry_run:
             gone = [n for n in remove if n in state.models]
+            if ended and verify(_with(inventory, state.replicas.values())):
+                self._forget_replicas(ended)
             self._commit(documents, inventory, gone, remove_tenants, direct=direct)
         return ApplyView(applied=tuple(changes))
 
@@ -225,16 +233,25 @@ class Controller:
         self._state.inventory = convert.inventory(self._state.fleet, devices)
         self._loop.nudge()
 
-    def _check(self, documents: Documents, kept: Sequence[Model], inventory: Inventory) -> None:
+    def _forget_replicas(self, names: Collection[str]) -> None:
+        log.warning("the fleet no longer holds what ended replicas had: %s; others take their places", ", ".join(names))
+        with self._recording():
+            self._store.delete_replicas(names)
+        for name in names:
+            del self._state.replicas[name]
+            self._backend.forget(name)
+
+    def _check(
+        self, documents: Documents, kept: Sequence[Model], inventory: Inventory, running: Sequence[Replica]
+    ) -> None:
         problems = []
         if not inventory.devices:
             problems.append("Fleet: is missing and this machine has no GPU; declare virtual nodes and devices")
         elif documents.fleet is not None:
-            replicas = list(self._state.replicas.values())
-            there = Inventory(inventory.nodes, inventory.devices, tuple(r.placement for r in replicas))
+            mend = "it is in use, so scale down first, or set `healthy: false` on the device until nothing lies there"
             problems += [
-                f"Fleet {documents.fleet.metadata.name}: spec.nodes: {text}; it is in use, so scale down first"
-                for text in verify(there)
+                f"Fleet {documents.fleet.metadata.name}: spec.nodes: {text}; {mend}"
+                for text in verify(_with(inventory, running))
             ]
         if inventory.devices:
             for model in (*documents.models, *(kept if documents.fleet is not None else ())):
@@ -379,6 +396,10 @@ class Controller:
             raise NotRecorded(
                 f"the change cannot be recorded: {error}; nothing was changed; see to the disk of the state directory"
             ) from error
+
+
+def _with(inventory: Inventory, replicas: Iterable[Replica]) -> Inventory:
+    return Inventory(inventory.nodes, inventory.devices, tuple(r.placement for r in replicas))
 
 
 def _monotonic() -> float:

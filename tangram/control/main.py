@@ -21,7 +21,7 @@ import socket
 import sqlite3
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -47,7 +47,7 @@ from tangram.core import convert
 from tangram.core.demand import DemandTracker
 from tangram.core.replica import Phase, Replica
 from tangram.node import health
-from tangram.node.backend import InstanceRecord, InstanceStatus
+from tangram.node.backend import InstancePhase, InstanceRecord, InstanceStatus
 from tangram.node.discover import Discovery, discover
 from tangram.node.faults import Faults
 from tangram.node.launch import order
@@ -183,8 +183,8 @@ async def _assemble(options: argparse.Namespace, paths: StatePaths, store: Store
         gateway=f"{options.gateway_scheme}://{options.listen}",
         discovered=found.devices,
     )
-    await _adopt(state, store, backend)
-    _apply_file(options.file, controller, store)
+    ended = await _adopt(state, store, backend)
+    _apply_file(options.file, controller, store, ended)
     controller.adopting = False
     log.info("term %d begins with %d models and %d replicas", term, len(state.models), len(state.replicas))
     return _Parts(controller, control, wire, backend, found)
@@ -224,8 +224,11 @@ async def _watch_devices(controller: Controller, found: Discovery) -> None:
         await asyncio.sleep(HEALTH_S)
 
 
-async def _adopt(state: ControllerState, store: Store, backend: LocalBackend) -> None:
-    """Match the replicas on record with the processes that live; what has no record is ended."""
+async def _adopt(state: ControllerState, store: Store, backend: LocalBackend) -> frozenset[str]:
+    """Match the replicas on record with the processes that live; what has no record is ended.
+
+    Returns the replicas on record whose processes are gone.
+    """
     recorded = {r.name: r for r in store.replicas()}
     records = []
     for replica in recorded.values():
@@ -245,6 +248,7 @@ async def _adopt(state: ControllerState, store: Store, backend: LocalBackend) ->
             await backend.stop(name, 5.0)
             backend.forget(name)
     state.replicas = Replicas({n: _with_process(r, found.get(n)) for n, r in recorded.items()})
+    return frozenset(n for n in recorded if n not in found or found[n].phase is InstancePhase.EXITED)
 
 
 def _with_process(replica: Replica, status: InstanceStatus | None) -> Replica:
@@ -254,7 +258,7 @@ def _with_process(replica: Replica, status: InstanceStatus | None) -> Replica:
     return replace(replica, pid=status.pid, start_ticks=status.start_ticks, started_at=status.started_at)
 
 
-def _apply_file(file: Path, controller: Controller, store: Store) -> None:
+def _apply_file(file: Path, controller: Controller, store: Store, ended: Collection[str] = ()) -> None:
     """Apply the file if it is not the one applied last; models that only the former one declared are removed.
 
     `up` applies what it was given, once: a file that was changed or removed since (its digest is in our environment)
@@ -283,6 +287,7 @@ def _apply_file(file: Path, controller: Controller, store: Store) -> None:
             documents,
             remove=[n for n in former if n not in names],
             remove_tenants=[n for n in former_tenants if n not in tenants],
+            ended=ended,
         )
     except SpecError as error:
         raise SpecError("\n".join(f"{file}: {line}" for line in str(error).splitlines())) from error

@@ -155,7 +155,10 @@ class Supervisor:
             self._reap_orphans()
             for part in self.parts:
                 if part.running and has_ended(part.fd) and (code := self._ended(part)) is not None:
-                    self.stop()
+                    if any(p.adopted and p.running for p in self.parts):
+                        self.leave()
+                    else:
+                        self.stop()
                     return code
                 self._kill_if_stuck(part)
 
@@ -240,6 +243,12 @@ class Supervisor:
                 os.waitpid(seen.si_pid, 0)
 
     # --- stop ---
+
+    def leave(self) -> None:
+        """End what was started here, and leave alone what served before."""
+        self._end_banner()
+        self._end([p for p in self.parts if p.running and not p.adopted], signal.SIGTERM, DRAIN_S)
+        say("what ran before goes on, without a controller; mend that and run `tangram up` again, or `tangram down`")
 
     def stop(self) -> None:
         """Drain the gateway, stop the replicas, stop the controller; then end whatever is left."""

@@ -21,7 +21,7 @@ from tangram.control.views import ScaleRequest
 from tangram.core import convert
 from tangram.core.demand import DemandTracker
 from tangram.core.replica import Phase, Replica
-from tangram.spec import SpecError
+from tangram.spec import SpecError, parse_documents
 
 
 class Around:
@@ -34,6 +34,9 @@ class Around:
 
     def nudge(self) -> None:
         self.nudges += 1
+
+    def forget(self, instance: str) -> None:
+        pass
 
     def log_path(self, instance: str) -> Path:
         return self.logs / f"{instance}.log"
@@ -180,6 +183,27 @@ async def test_a_device_in_use_cannot_be_taken_away_nor_made_too_small(controlle
         with pytest.raises(SpecError, match="in use, so scale down first"):
             await controller.apply([refused, a_model(memory="10Mi")])
     assert [d.id for d in controller.devices()] == ["n/g"]
+
+
+@pytest.mark.parametrize("edited", [a_fleet("h"), a_fleet("g", "h", memory="150Mi")])
+async def test_what_a_replica_had_that_ended_with_the_machine_does_not_keep_the_fleet_as_it_was(
+    controller: Controller, edited: dict[str, Any]
+) -> None:
+    """After a power cut and an edit of the file: who still runs counts, who does not is placed anew."""
+    await changes(controller, a_fleet("g", "h"), a_model())
+    for name, device in (("digits-1", "g"), ("digits-2", "g"), ("digits-3", "h")):
+        placement = Placement(SliceRequest(name, "digits", 100, labels={}), f"n/{device}", "n")
+        replica = Replica(name, "digits", "r", placement, created_at=0.0, phase=Phase.READY)
+        controller._state.replicas[name] = replica
+    controller._store.put_replicas(controller._state.replicas.values())
+    documents = parse_documents([edited, a_model(memory="50Mi")])
+    with pytest.raises(SpecError, match="in use"):
+        controller.take(documents, ended={"digits-2"} if len(edited["spec"]["nodes"][0]["devices"]) < 2 else set())
+    assert set(controller._state.replicas) == {"digits-1", "digits-2", "digits-3"}
+    controller.take(parse_documents([a_model(priority=1)]), ended={"digits-1", "digits-2"})
+    assert len(controller._state.replicas) == 3, "all is there for them to start again in their places"
+    controller.take(documents, ended={"digits-1", "digits-2"})
+    assert set(controller._state.replicas) == {r.name for r in controller._store.replicas()} == {"digits-3"}
 
 
 async def test_a_fleet_must_hold_the_models_that_are_there(controller: Controller) -> None:

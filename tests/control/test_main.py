@@ -35,7 +35,7 @@ class Taker:
     def __init__(self) -> None:
         self.taken: list[tuple[list[str], list[str]]] = []
 
-    def take(self, documents: Documents, *, remove: list[str], remove_tenants: list[str]) -> None:
+    def take(self, documents: Documents, *, remove: list[str], remove_tenants: list[str], ended: set[str]) -> None:
         self.taken.append(([m.name for m in documents.models], remove))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -143,6 +144,31 @@ async def test_of_the_supervisor_no_request_fails_and_a_second_up_adopts_all(ins
     assert installation.pid("worker-0") == parts["worker-0"]
     assert installation.stop() == 0
     assert "nothing is left running" in installation.told()
+
+
+async def test_a_second_up_whose_file_is_refused_leaves_what_serves(installation: Any, make_load: Any) -> None:
+    """And when nothing runs any more, what the replicas had keeps nobody from another fleet."""
+    installation.write()
+    installation.up()
+    before = installation.wait_ready(2)
+    async with make_load().running() as load:
+        await load.flow()
+        installation.supervisor.kill()
+        installation.supervisor.wait()
+        installation.file.write_text(re.sub(r"name: gpu-", "name: other-", installation.file.read_text()))
+        installation.up()
+        assert await asyncio.to_thread(installation.supervisor.wait, 60) == 2
+        assert "in use, so scale down first" in installation.told()
+        assert "what ran before goes on, without a controller" in installation.told()
+        await load.flow()
+    assert load.failures == []
+    for replica in before:
+        os.kill(replica["pid"], signal.SIGKILL)
+    installation.up()
+    after = installation.wait_ready(2)
+    assert not {r["name"] for r in after} & {r["name"] for r in before}
+    assert all("/other-" in r["device"] for r in after)
+    assert installation.stop() == 0
 
 
 async def test_controller_killed_while_it_starts_replicas_starts_none_twice(installation: Any, make_load: Any) -> None:
