@@ -110,11 +110,11 @@ class Planner:
     def look_up(self, data: bytes, end: int) -> Known | None:
         """What is known of a head that ends at `end`; None where it is not plain."""
         head = data[:end]
-        if end > plain.MAX_HEAD:
+        if end + 2 > plain.MAX_HEAD:
             return None
         key, pieces, values = plain.cut(head)
         plan = self._plans.get(key)
-        if plan is None and (key in self._plans or (plan := self._learn(key, pieces, head)) is None):
+        if plan is None and (key in self._plans or (plan := self._learn(key, pieces, values, head)) is None):
             return None
         if len(values) != len(plan.varying):
             return None
@@ -127,11 +127,15 @@ class Planner:
             plain.keep(self.exact, head, known)
         return known
 
-    def _learn(self, key: bytes, pieces: list[bytes], head: bytes) -> Plan | None:
+    def _learn(self, key: bytes, pieces: list[bytes], values: list[bytes], head: bytes) -> Plan | None:
         read = plain.read_request(head + b"\r\n")
-        plan = None if read is None else Plan(read, [lead[2:-2].lower() for lead in pieces[1::2]])
-        # One with an empty value has the key of those that have a value there.
-        if plan is not None or b": \r\n" not in head + b"\r\n":
+        varying = [lead[2:-2].lower() for lead in pieces[1::2]]
+        plan = None if read is None else Plan(read, varying)
+        # One with an empty value, or with a length of another form, has the key of those whose values are plain.
+        odd = b": \r\n" in head + b"\r\n" or any(
+            name == _LENGTH and not plain.NUMBER.fullmatch(value) for name, value in zip(varying, values, strict=True)
+        )
+        if plan is not None or not odd:
             plain.keep(self._plans, key, plan)
         return plan
 

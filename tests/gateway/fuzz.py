@@ -322,6 +322,8 @@ def ordinary(rng: random.Random) -> bytes:
             fields.append(one)
     if rng.random() < 0.1:
         fields += [(b"X-Forwarded-For", b"7.7.7.7"), (b"Accept", b"a/b"), (b"accept", b"*/*")]
+    if rng.random() < 0.2:
+        fields += [(b"Tracestate", b"b=%d" % rng.getrandbits(9)), (b"baggage", b"c"), (b"baggage", b"d")]
     rng.shuffle(fields)
     head = b"%s %s HTTP/1.1\r\n" % (method, target) + b"".join(n + b": " + v + b"\r\n" for n, v in fields)
     made = head + b"\r\n" + body

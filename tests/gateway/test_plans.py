@@ -206,6 +206,15 @@ def test_a_value_that_varies_is_looked_at_each_time(value):
     assert desk.plan(traced.replace(b"00-1", b"00-2"))
 
 
+@pytest.mark.parametrize("odd", [b"Content-Length: 012\r\nb3: 1", b"Content-Length: 12\r\nb3: " + b"x" * 4019])
+def test_a_head_with_an_odd_value_does_not_keep_those_like_it_from_the_fast_path(odd):
+    desk = Desk(model())
+    head = HEAD.replace(b"Content-Length: 12", b"Content-Length: 12\r\nb3: 1")
+    odd = HEAD.replace(b"Content-Length: 12", odd)
+    assert desk.plan(odd) is None
+    assert desk.plan(head)
+
+
 def test_an_id_that_is_none_is_not_taken():
     desk = Desk(model())
     given = HEAD.replace(b"X-A: b", b"X-Request-Id: a")
