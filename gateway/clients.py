@@ -5,6 +5,8 @@
   for the next request, and hold what came.
 - The parser mistakes the last trailer field of a request for a field of the next one. So a request in chunks ends its
   connection, unless nothing but the last chunk was the end of it.
+- The parser drops what it was given together with, and after, a request for another protocol that it does not know
+  (Java's client asks for h2c). So such a request ends its connection, unless it was all that came.
 - Where the gateway ends a connection, it ends its own side first, so that its last answer is not lost to a reset.
 - A client that leaves is noticed while nothing is read from it, too. While a body that nobody reads fills its buffers,
   the event loop does not look at the socket; so now and then the kernel is asked for the state of such connections.
@@ -39,6 +41,12 @@ _LOOK_S: Final = 0.4
 _LINGER_S: Final = 2.0
 #: Linux' tcp_states.h: the peer has ended its side, or the connection is gone.
 _GONE_STATES: Final = frozenset({4, 5, 6, 7, 8, 9, 11})
+
+
+def _is_all(data: bytes, length: str | None) -> bool:
+    """Whether a request with a body of that length is all of the data."""
+    end = data.find(b"\r\n\r\n")
+    return end >= 0 and len(data) == end + 4 + int(length or 0)
 
 
 class ClientConnection(web.RequestHandler):
@@ -115,6 +123,8 @@ class ClientConnection(web.RequestHandler):
             message, body = self._messages[-1]
             if isinstance(message, RawRequestMessage):
                 self._body = body
+                if message.upgrade and not self._upgraded and not _is_all(data, message.headers.get("Content-Length")):
+                    self._messages[-1] = message._replace(should_close=True), body
             else:
                 self._failed = True
                 self._fail_body()

@@ -223,6 +223,20 @@ async def test_who_asks_for_http_2_is_answered_as_he_asked(gateway, replica):
     assert not [name for seen in one.seen for name, _ in seen.headers if name.lower() in ("upgrade", "http2-settings")]
 
 
+async def test_nothing_is_lost_behind_who_asks_for_http_2(gateway, replica):
+    gateway.model("m", await replica())
+    h2c = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAA\r\n"
+    for asked in (
+        b"GET /models/none/x HTTP/1.1\r\n" + H + h2c + b"\r\n",
+        b"POST /models/none/x HTTP/1.1\r\n" + H + h2c + b"Content-Length: 2\r\n\r\n{}",
+        b"POST /models/none/x HTTP/1.1\r\n" + H + h2c + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ):
+        client = await gateway.client()
+        first = await client.ask(asked + b"GET /models/m/x HTTP/1.1\r\n" + H + b"\r\n")
+        assert (first.status, first["Connection"]) == (404, "close")
+        assert await client.ended()
+
+
 async def test_connection_close_is_honoured(gateway):
     client = await gateway.client()
     answer = await client.ask(b"GET /v2 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
