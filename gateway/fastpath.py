@@ -103,6 +103,7 @@ class FastConnection(ClientConnection):
         if self.lane.answering:
             self.lane.closing = True
         else:
+            self.lane.fast.outbox.flush()
             super().close()
 
     def _process_keepalive(self) -> None:

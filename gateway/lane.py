@@ -133,6 +133,9 @@ class Lane:
                 self.fast.timed.pop(self, None)
                 if len(data) > dropped:
                     self.data_received(data[dropped:])
+        elif self.clogged and not self._due and not (self.started and self._full is not None and self._full.at_work):
+            # Answers to who reads none would heap up.
+            self._keep_ahead(data)
         elif not self._begin(data):
             self._to_full_path(data)
 
@@ -172,6 +175,8 @@ class Lane:
             self._full.resume_writing()
         if self._relay is not None:
             self._relay.client_writable()
+        elif self._ahead:
+            self._advance()
 
     def eof_received(self) -> bool | None:
         """It has ended its side; True keeps ours open for the answer."""
@@ -179,9 +184,9 @@ class Lane:
         relay, full = self._relay, self._full
         if full is None:
             return None
-        if relay is None:
+        if relay is None and not self._ahead:
             return full.eof_received() if self.started else None
-        if relay.left:
+        if relay is not None and relay.left:
             return None
         full.half_close()
         return True
@@ -282,7 +287,7 @@ class Lane:
             return
         self._advancing = True
         try:
-            while self._ahead and self._relay is None:
+            while self._ahead and self._relay is None and not self.clogged:
                 data = b"".join(self._ahead)
                 self._ahead.clear()
                 self._ahead_size = 0
@@ -398,6 +403,7 @@ class Lane:
             self._drop(size - len(data))
         elif len(data) > size:
             self._ahead.insert(0, data[size:])
+            self._ahead_size += len(data) - size
             self._advance()
 
     def _drop(self, nbytes: int) -> None:

@@ -142,6 +142,8 @@ class Relay:
             self.kept = None
         self.client.unhold()
         self.connection, self.sent_at = made, now
+        if self._blocked_since is not None:
+            made.pause_reading()
         if not self.left:
             self.fast.dispatcher.sent(self.lease, now)
         made.ask(self, b"".join(unsent), self.fast.outbox)

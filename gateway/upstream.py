@@ -92,6 +92,8 @@ class Connection(asyncio.Protocol):
         self._timer_at = 0.0
         self._sink: Sink | None = None
         self._closed = False
+        self._outbox: Outbox | None = None
+        """Where parts of an earlier request may wait that was written as it is."""
 
     # --- asyncio.Protocol ---
 
@@ -155,6 +157,8 @@ class Connection(asyncio.Protocol):
         """Send events of a request in one write; h11.LocalProtocolError where they are not valid HTTP."""
         if isinstance(events[0], h11.Request):
             self.used += 1
+            if self._outbox is not None:
+                self._outbox.flush()
         parts: list[bytes] = []
         for event in events:
             parts += cast("list[bytes]", self._http.send_with_data_passthrough(event) or [])
@@ -257,8 +261,11 @@ class Connection(asyncio.Protocol):
     def ask(self, sink: Sink, request: bytes, outbox: Outbox) -> None:
         """Write a request; all that comes until the connection is given back goes to `sink`."""
         self._sink = sink
+        self._outbox = outbox
         self.used += 1
         self.put(request, outbox)
+        if self._transport is None:
+            sink.ended(orderly=False)
 
     def put(self, data: bytes | memoryview, outbox: Outbox) -> None:
         """More of a request that was begun so."""

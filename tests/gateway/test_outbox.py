@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
+import h11
+
 from gateway.outbox import Outbox
+from gateway.pools import Pool
+from gateway.upstream import Connection
 
 
 class Transport:
@@ -122,3 +126,40 @@ async def test_what_a_write_leads_to_comes_after_what_was_put_before():
     outbox.put(b, b"2")
     await turn()
     assert [data[:1] for _, data in notes] == [b"1", b"2", b"3", b"\0"]
+
+
+class Sink:
+    """Notes how a lent connection ends."""
+
+    def __init__(self) -> None:
+        self.endings: list[bool] = []
+
+    def received(self, data: bytes) -> None: ...
+    def stalled(self) -> None: ...
+    def writable(self) -> None: ...
+    def ended(self, *, orderly: bool) -> None:
+        self.endings.append(orderly)
+
+
+async def test_the_full_path_writes_after_what_the_fast_path_left():
+    """An endpoint may answer before the end of a body, and its connection take the next request in the same turn."""
+    outbox, notes, a, _ = pair()
+    connection = Connection(Pool("h", 1, lambda: None), asyncio.get_running_loop())
+    connection.connection_made(a)
+    connection.ask(cast(Any, Sink()), b"head", outbox)
+    connection.put(b"end of body", outbox)
+    connection.give_back(None, 0.0)
+    connection.send(h11.Request(method="GET", target="/", headers=[("Host", "h")]), h11.EndOfMessage())
+    await turn()
+    assert [data[:11] for _, data in notes] == [b"head", b"end of body", b"GET / HTTP/"]
+
+
+async def test_a_connection_that_is_lost_before_it_is_asked_says_so():
+    outbox, notes, a, _ = pair()
+    sink = Sink()
+    connection = Connection(Pool("h", 1, lambda: None), asyncio.get_running_loop())
+    connection.connection_made(a)
+    connection.connection_lost(None)
+    connection.ask(cast(Any, sink), b"head", outbox)
+    assert sink.endings == [False]
+    assert not notes

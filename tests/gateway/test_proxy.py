@@ -324,6 +324,62 @@ async def test_a_large_answer_waits_for_a_slow_reader(gateway, replica, kit):
     await kit.until(lambda: gateway.quiet)
 
 
+async def test_a_large_answer_waits_where_those_before_it_are_unread(gateway, replica):
+    size = 48 * 1024 * 1024
+    block = b"x" * 65536
+    small = b"HTTP/1.1 200 OK\r\nContent-Length: 12000\r\n\r\n" + bytes(12_000)
+    asked = answered = sent = 0
+
+    async def answer(seen, writer, reader):
+        nonlocal answered, sent
+        if seen.target != "/large":
+            answered += seen.target == "/small"
+            writer.write(small)
+            return
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+        for _ in range(size // len(block)):
+            writer.write(block)
+            await writer.drain()
+            sent += len(block)
+
+    one = await replica(answer)
+    gateway.model("m", one)
+    gateway.model("n", one)
+    busy = True
+
+    async def others() -> None:
+        other = await gateway.client()
+        while busy:
+            await other.ask(get("/models/n/x"))
+
+    # While others ask too, what is written waits for the end of its turn.
+    tasks = [asyncio.create_task(others()) for _ in range(4)]
+    client = await gateway.client()
+    client.writer.transport.pause_reading()
+    clock = asyncio.get_running_loop().time
+
+    def unread() -> bool:
+        lanes = [getattr(one, "lane", None) for one in gateway.front._server.connections]
+        return any(lane is not None and lane.clogged for lane in lanes)
+
+    while answered == asked and not unread():
+        client.send(get("/models/m/small"))
+        asked += 1
+        end = clock() + 0.5
+        settled = 0
+        while settled < 5 and clock() < end:
+            await asyncio.sleep(0)
+            settled += answered == asked and gateway.meter().idle
+    client.send(get("/models/m/large"))
+    before = -1
+    while sent != before:
+        before = sent
+        await asyncio.sleep(0.2)
+    busy = False
+    await asyncio.gather(*tasks)
+    assert sent < 24 * 1024 * 1024
+
+
 async def test_a_large_upload_waits_for_a_slow_replica(gateway, replica, kit):
     size = 64 * 1024 * 1024
     reads = asyncio.Event()
