@@ -6,7 +6,8 @@ without mypy, or with `--no-native` they are run as they are, and all behaves th
 
 What was compiled lies under the environment's prefix, in a folder named after what it was made from (`key`): all of
 the gateway's sources, since mypyc takes over constants and types from those that it does not compile, and the Python
-that is to run it. Whoever changes a line has another key, so a stale build is never found.
+that is to run it. Whoever changes a line has another key, so a stale build is never found. A build that is not as it
+was made (a disk was full, or lost power) is not taken: a part of it alone would crash.
 
 What mypyc asks of a module that is compiled:
 - its dataclasses have no slots of their own: mypyc gives each of its classes a fixed layout anyway, and has no use for
@@ -55,6 +56,8 @@ MODULES: Final = (
 LIBRARY: Final = "gateway_native__mypyc"
 _GROUP: Final = "gateway_native"
 _HERE: Final = Path(__file__).parent
+#: The digests of a build's files.
+_SUMS: Final = "sums"
 #: Builds for other sources that are kept, so that checkouts that share an environment need not build in turns.
 _KEPT: Final = 4
 
@@ -77,6 +80,24 @@ def home() -> Path:
     return Path(sys.prefix) / "native"
 
 
+def seal(folder: Path) -> None:
+    """Note what a build is made of. Raises OSError."""
+    (folder / _SUMS).write_text(_sums(folder))
+
+
+def whole(folder: Path) -> bool:
+    """Whether a build is there, as it was made."""
+    try:
+        return (folder / _SUMS).read_text() == _sums(folder)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _sums(folder: Path) -> str:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _SUMS)
+    return "".join(f"{hashlib.sha256(p.read_bytes()).hexdigest()} {p.relative_to(folder)}\n" for p in files)
+
+
 def take() -> str:
     """Have the modules imported as compiled, from now on; empty, or why they are not."""
     if imported := [name for name in MODULES if f"gateway.{name}" in sys.modules]:
@@ -85,6 +106,8 @@ def take() -> str:
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     if not folder.is_dir():
         return "there is none for these sources; `make native` compiles it"
+    if not whole(folder):
+        return f"{folder} is damaged; `python -m gateway.native` compiles it again"
     try:
         spec = spec_from_file_location(LIBRARY, folder / f"{LIBRARY}{suffix}")
         if spec is None or spec.loader is None:
@@ -103,13 +126,13 @@ def take() -> str:
 def build() -> Path:
     """Compile the modules, unless they have been; where they lie. Raises CannotBuild."""
     target = home() / key()
-    if target.is_dir():
+    if whole(target):
         return target
     try:
         from mypyc.build import mypycify
         from setuptools import Distribution
         from setuptools.command.build_ext import build_ext
-        from setuptools.errors import BaseError
+        from setuptools.errors import BaseError, CompileError, LinkError
     except ImportError as error:
         raise CannotBuild(f"{error.name} is not installed") from None
     compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
@@ -139,13 +162,18 @@ def build() -> Path:
         command.parallel = len(os.sched_getaffinity(0))
         command.ensure_finalized()
         command.run()
+        seal(work / "lib")
+        if not whole(target):
+            shutil.rmtree(target, ignore_errors=True)
         with suppress(OSError):
             # Unless another build was sooner.
             (work / "lib").rename(target)
     except SystemExit:
         raise CannotBuild("mypyc does not take the sources, for the reasons above") from None
-    except BaseError as error:
-        raise CannotBuild(f"the C compiler failed: {error}") from None
+    except (BaseError, CompileError, LinkError):
+        raise CannotBuild("the C compiler failed, for the reasons above") from None
+    except OSError as error:
+        raise CannotBuild(f"{error.filename or home()}: {error.strerror}") from None
     finally:
         os.chdir(before)
         shutil.rmtree(work, ignore_errors=True)

@@ -54,11 +54,36 @@ def test_what_was_compiled_from_other_sources_is_not_taken(tmp_path):
     assert said == ["there is none for these sources; `make native` compiles it", str(ROOT / "gateway" / "relay.py")]
 
 
+MAKE = """import sysconfig; f = native.home() / native.key(); f.mkdir(parents=True);
+library = f / ('gateway_native__mypyc' + sysconfig.get_config_var('EXT_SUFFIX')); library.write_bytes(b'not a library')
+"""
+
+
+@pytest.mark.parametrize("damage", ["library.write_bytes(b'not')", "library.unlink()", "(f / 'sums').unlink()"])
+def test_a_build_that_is_not_as_it_was_made_is_not_taken(tmp_path, damage):
+    script = f"import sys; sys.prefix = {str(tmp_path)!r}; from gateway import native; "
+    said = run("-c", f"{script}{MAKE}native.seal(f); assert native.whole(f); {damage}; print(native.take())").stdout
+    assert said.endswith(" is damaged; `python -m gateway.native` compiles it again\n")
+
+
+@pytest.mark.integration
+def test_a_compiler_that_fails_is_one_line(tmp_path):
+    pytest.importorskip("mypyc")
+    script = f"import sys; sys.prefix = {str(tmp_path)!r}; from gateway import native; sys.exit(native.main())"
+    ended = run("-c", script, CC="/bin/false")
+    assert ended.returncode == 1
+    assert ended.stdout.splitlines()[-1] == (
+        "The gateway's worker runs as plain Python: the C compiler failed, for the reasons above."
+    )
+    assert not [path for path in (tmp_path / "native").iterdir() if path.name != "types"]
+
+
 def test_a_library_that_cannot_be_loaded_is_said_and_left(tmp_path):
     script = f"import sys; sys.prefix = {str(tmp_path)!r}; from gateway import native; "
-    make = "import sysconfig; f = native.home() / native.key(); f.mkdir(parents=True); "
-    make += "(f / ('gateway_native__mypyc' + sysconfig.get_config_var('EXT_SUFFIX'))).write_bytes(b'not a library'); "
-    said = run("-c", script + make + "print(native.take()); import gateway.relay; print(gateway.relay.__file__)").stdout
+    said = run(
+        "-c",
+        script + MAKE + "native.seal(f); print(native.take()); import gateway.relay; print(gateway.relay.__file__)",
+    ).stdout
     why, file = said.splitlines()
     assert why.startswith("it cannot be loaded: ")
     assert file == str(ROOT / "gateway" / "relay.py")
