@@ -77,9 +77,8 @@ def plan(observed: Observed, desired: Mapping[str, Desired], ledger: Ledger, now
     refusals = {**{n: outcome.refusals[n] for n in vain if n in outcome.refusals}, **divided.refusals}
     going = {r.name for r in observed.replicas if not r.live}
     going |= {a.replica for a in divided.actions if isinstance(a, Drain | Stop)}
-    waiting = {
-        n: f"{text}: {', '.join(sorted(going))} leave" if text is ROOM else text for n, text in divided.waiting.items()
-    }
+    leave = f": {', '.join(sorted(going))} leave{'s' * (len(going) == 1)}" if going else ""
+    waiting = {n: f"{text}{leave}" if text is ROOM else text for n, text in divided.waiting.items()}
     for name, share in shares.items():
         if share.granted < share.wanted and (standing := outcome.refusals.get(name)):
             refusals[name] = (standing[0],) * (share.wanted - share.granted)

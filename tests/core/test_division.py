@@ -158,6 +158,7 @@ def test_what_is_granted_is_not_beside_a_replica_that_shares_the_device_otherwis
     assert world.counts() == {"first": 1, "then": 0}
     world.wanted = {"first": 1, "then": 1}
     world.now += 60
+    assert world.plan().waiting == {"then": "room is being made: first-1 leaves"}
     world.settle()
     assert world.counts() == {"first": 0, "then": 1}
 
