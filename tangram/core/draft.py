@@ -131,7 +131,8 @@ class Draft:
         attempts = self._observed.attempts.get(model.name, Attempts())
         changed = False
         for replica in live:
-            if replica.phase is not Phase.READY and self._now - _waits_since(replica) >= deadline:
+            waits_since = replica.since if replica.phase is Phase.UNREADY else replica.progress_since
+            if replica.phase is not Phase.READY and self._now - waits_since >= deadline:
                 self._stop(replica, f"not ready for {deadline:g} s: {replica.message or 'no answer'}")
                 delay = ATTEMPT_DELAYS_S[min(attempts.failed, len(ATTEMPT_DELAYS_S) - 1)]
                 avoid = {d: t for d, t in attempts.avoid.items() if t > self._now}
@@ -402,11 +403,9 @@ class Draft:
         gotten = self._grow(want, min(missing, surge), replicas) if surge > 0 else 0
         leaving = bool(replaced) or any(r.phase in (Phase.DRAINING, Phase.STOPPING) for r in replicas)
         coming = len(new) > ready_new
-        full = want.model.name in self._refusals
-        if full and not gotten and not leaving and not coming and old:
-            carried = ready_new + len(old) > 1
-            why = "others carry the load" if carried else "it is the only one"
-            self._let_go(victims(old, 1)[0], f"no room for one more during the roll to revision {revision}; {why}")
+        if not gotten and not leaving and not coming and (going := self._who_makes_room(want.model, old)):
+            why = "others carry the load" if ready_new + len(old) > 1 else "it is the only one"
+            self._let_go(going, f"no room for one more during the roll to revision {revision}; {why}")
 
     def _hold_canary(
         self, want: Desired, stable: Model, new: list[Replica], old: list[Replica], replicas: Sequence[Replica]
@@ -422,12 +421,17 @@ class Draft:
         lacking = want.canary - len(new)
         gotten = self._grow(want, lacking, replicas) if lacking > 0 else 0
         leaving = any(r.phase in (Phase.DRAINING, Phase.STOPPING) for r in replicas)
-        full = want.model.name in self._refusals and want.model.name not in self._waiting
-        if lacking > gotten and full and not leaving and _ready(old) > 1:
-            why = f"no room for a canary of revision {want.model.revision}; others carry the load"
-            self._let_go(victims(old, 1)[0], why)
+        going = self._who_makes_room(want.model, old) if want.model.name not in self._waiting else None
+        if lacking > gotten and going is not None and not leaving and _ready(old) > 1:
+            self._let_go(going, f"no room for a canary of revision {want.model.revision}; others carry the load")
         elif lacking <= gotten and len(old) < want.count:
             self._grow(replace(want, model=stable), want.count - len(old), replicas)
+
+    def _who_makes_room(self, model: Model, old: Sequence[Replica]) -> Replica | None:
+        """Who leaves for the revision that found no place; None where nobody's leaving would help."""
+        refused = self._refusals.get(model.name)
+        able = [r for r in old if not self._broken(r)] if refused and not refused[0].permanent else []
+        return victims(able, 1)[0] if able else None
 
     # --- actions ---
 
@@ -443,7 +447,3 @@ class Draft:
 
 def _ready(replicas: Sequence[Replica]) -> int:
     return sum(r.phase is Phase.READY for r in replicas)
-
-
-def _waits_since(replica: Replica) -> float:
-    return replica.since if replica.phase is Phase.UNREADY else replica.progress_since

@@ -163,6 +163,23 @@ def test_a_revision_is_rolled_in(wide: Any, count: int, surges: bool) -> None:
     assert least == (2 if surges else 1)
 
 
+@pytest.mark.parametrize("canary", [0, 1])
+def test_nobody_leaves_for_a_revision_that_gets_no_place_so(wide: Any, canary: int) -> None:
+    """What is left by a replica on a device that is not well is no room for its successor."""
+    world = World(machine(4), wide())
+    world.step(wide=2)
+    world.ready()
+    world.stable = world.models["wide"] if canary else None
+    world.canary = canary
+    world.models["wide"] = wide(memory="500Mi")
+    fails(world, *(d.id for d in world.fleet.devices))
+    for _ in range(5):
+        assert world.step(5) == []
+    assert "unhealthy" in str(world.last.refusals["wide"][0])
+    fails(world, *world["wide-1"].placement.all_devices, healthy=True)
+    assert kinds(world.step(5)) == ["Drain wide-1"]
+
+
 def test_small_slices_move_out_of_the_way(wide: Any, make_model: Any) -> None:
     world = World(machine(3, pairs=False), make_model(memory="400Mi", compute=0), wide())
     world.step(digits=2)
