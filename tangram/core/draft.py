@@ -14,7 +14,7 @@ from packer.moves import Search
 from packer.place import Placer
 from tangram.core.convert import in_words, slice_request
 from tangram.core.loans import resizes
-from tangram.core.movers import RESIDENCY_S, movers
+from tangram.core.movers import RESIDENCY_S, movers, whose_leaving_helps
 from tangram.core.partitions import with_repartitions
 from tangram.core.plans import (
     Action,
@@ -421,17 +421,20 @@ class Draft:
         lacking = want.canary - len(new)
         gotten = self._grow(want, lacking, replicas) if lacking > 0 else 0
         leaving = any(r.phase in (Phase.DRAINING, Phase.STOPPING) for r in replicas)
-        going = self._who_makes_room(want.model, old) if want.model.name not in self._waiting else None
-        if lacking > gotten and going is not None and not leaving and _ready(old) > 1:
+        going = self._who_makes_room(want.model, old)
+        carried = sum(r.phase is Phase.READY for r in old) > 1
+        if lacking > gotten and going is not None and not leaving and carried:
             self._let_go(going, f"no room for a canary of revision {want.model.revision}; others carry the load")
         elif lacking <= gotten and len(old) < want.count:
             self._grow(replace(want, model=stable), want.count - len(old), replicas)
 
     def _who_makes_room(self, model: Model, old: Sequence[Replica]) -> Replica | None:
-        """Who leaves for the revision that found no place; None where nobody's leaving would help."""
+        """Who leaves for the revision that found no place; None where that would not help, or moves make room."""
+        moved = moved_away(self._observed.replicas)
+        if model.name in self._waiting or any(r.name in moved and not r.live for r in self._observed.replicas):
+            return None
         refused = self._refusals.get(model.name)
-        able = [r for r in old if not self._broken(r)] if refused and not refused[0].permanent else []
-        return victims(able, 1)[0] if able else None
+        return whose_leaving_helps(old, refused[0].request, self._ledger.inventory()) if refused and old else None
 
     # --- actions ---
 
@@ -443,7 +446,3 @@ class Draft:
             self._actions.append(Drain(replica.name, replica.model, why))
         else:
             self._stop(replica, why)
-
-
-def _ready(replicas: Sequence[Replica]) -> int:
-    return sum(r.phase is Phase.READY for r in replicas)

@@ -1,12 +1,15 @@
-"""Who may be moved so that another fits."""
+"""Who may be moved so that another fits, and who may leave."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
+from packer.inventory import Inventory, SliceRequest
+from packer.place import room
 from tangram.core.plans import Desired
-from tangram.core.replica import Phase, Replica
+from tangram.core.replica import Phase, Replica, victims
 
 #: Seconds a replica must have been ready before it may be moved.
 RESIDENCY_S: Final = 20.0
@@ -28,3 +31,21 @@ def movers(
         if r.phase is Phase.READY:
             (movable if now - r.since >= RESIDENCY_S else young)[r.name] = r
     return movable, young
+
+
+def whose_leaving_helps(old: Sequence[Replica], request: SliceRequest, inventory: Inventory) -> Replica | None:
+    """Of a model's replicas the one to go first so that a slice fits; None where it would not fit without all of them.
+
+    Who lies on a device that is not well makes no room by leaving.
+    """
+    well = {d.id for d in inventory.devices if d.healthy}
+    able = victims([r for r in old if well.issuperset(r.placement.all_devices)], len(old))
+
+    def fits(gone: Collection[Replica]) -> bool:
+        names = {r.name for r in gone}
+        left = tuple(p for p in inventory.placements if p.request.id not in names)
+        return room(replace(inventory, placements=left), request) > 0
+
+    if not able or not fits(able):
+        return None
+    return next((r for r in able if fits([r])), able[0])

@@ -23,7 +23,8 @@ Rules, in the order they are applied to a model:
    When there is nothing else to do, and from time to time, a move is made that leaves more useful room.
 8. Another revision is rolled in make-before-break: one more than wanted may exist while one is replaced, and an old
    replica drains when its successor is ready. Where the fleet has no room for one more, an old one drains first, if
-   others are ready to carry the load or it is the only one; nobody does where that makes no room.
+   others are ready to carry the load or it is the only one; nobody does where that makes no room, or where moves make
+   it.
 9. What finds no place although every model keeps what it has is divided anew (division.py): models that have more than
    their share make room for those that have less, unless it would be in vain (futility.py) or moves make it. What each
    was granted is part of the plan.

@@ -163,6 +163,24 @@ def test_a_revision_is_rolled_in(wide: Any, count: int, surges: bool) -> None:
     assert least == (2 if surges else 1)
 
 
+def test_a_roll_waits_for_moves_that_make_room_for_one_more(wide: Any, make_model: Any) -> None:
+    """The only replica serves until its successor does."""
+    world = World(machine(5, pairs=False), wide(), make_model(memory="400Mi", compute=0))
+    world.step(wide=1)
+    world.step(digits=2)
+    world.ready()
+    assert len({d for r in world.replicas for d in r.placement.all_devices}) == 4
+    world.models["wide"] = wide(memory="500Mi")
+    world.now += 30
+    for _ in range(10):
+        world.step(1)
+        world.ready()
+        assert any(r.model == "wide" and r.phase is Phase.READY for r in world.replicas)
+        world.drained |= {r.name for r in world.replicas if r.phase is Phase.DRAINING}
+        world.gone()
+    assert [r.revision for r in world.replicas if r.model == "wide"] == [world.models["wide"].revision]
+
+
 @pytest.mark.parametrize("canary", [0, 1])
 def test_nobody_leaves_for_a_revision_that_gets_no_place_so(wide: Any, canary: int) -> None:
     """What is left by a replica on a device that is not well is no room for its successor."""
@@ -178,6 +196,21 @@ def test_nobody_leaves_for_a_revision_that_gets_no_place_so(wide: Any, canary: i
     assert "unhealthy" in str(world.last.refusals["wide"][0])
     fails(world, *world["wide-1"].placement.all_devices, healthy=True)
     assert kinds(world.step(5)) == ["Drain wide-1"]
+
+
+def test_nobody_leaves_for_a_revision_that_all_of_them_are_in_no_way_of(make_model: Any, wide: Any) -> None:
+    """It wants whole devices where another model lies: its own former replica would go for nothing."""
+    world = World(machine(2), make_model("other", memory="900Mi", priority=1), make_model("wide", memory="50Mi"))
+    world.step(other=1, wide=1)
+    world.ready()
+    world.models["wide"] = wide()
+    for _ in range(3):
+        assert world.step(30) == []
+    assert kinds(world.step(30, other=0)) == ["Drain other-1"]
+    world.drained.add("other-1")
+    world.step(1)
+    world.gone()
+    assert kinds(world.step(1)) == ["Drain wide-1"]
 
 
 def test_small_slices_move_out_of_the_way(wide: Any, make_model: Any) -> None:
