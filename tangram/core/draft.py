@@ -403,7 +403,7 @@ class Draft:
         gotten = self._grow(want, min(missing, surge), replicas) if surge > 0 else 0
         leaving = bool(replaced) or any(r.phase in (Phase.DRAINING, Phase.STOPPING) for r in replicas)
         coming = len(new) > ready_new
-        if not gotten and not leaving and not coming and (going := self._who_makes_room(want.model, old)):
+        if not gotten and not leaving and not coming and (going := self._who_makes_room(want, old)):
             why = "others carry the load" if ready_new + len(old) > 1 else "it is the only one"
             self._let_go(going, f"no room for one more during the roll to revision {revision}; {why}")
 
@@ -421,20 +421,22 @@ class Draft:
         lacking = want.canary - len(new)
         gotten = self._grow(want, lacking, replicas) if lacking > 0 else 0
         leaving = any(r.phase in (Phase.DRAINING, Phase.STOPPING) for r in replicas)
-        going = self._who_makes_room(want.model, old)
+        going = self._who_makes_room(want, old)
         carried = sum(r.phase is Phase.READY for r in old) > 1
         if lacking > gotten and going is not None and not leaving and carried:
             self._let_go(going, f"no room for a canary of revision {want.model.revision}; others carry the load")
         elif lacking <= gotten and len(old) < want.count:
             self._grow(replace(want, model=stable), want.count - len(old), replicas)
 
-    def _who_makes_room(self, model: Model, old: Sequence[Replica]) -> Replica | None:
+    def _who_makes_room(self, want: Desired, old: Sequence[Replica]) -> Replica | None:
         """Who leaves for the revision that found no place; None where that would not help, or moves make room."""
         moved = moved_away(self._observed.replicas)
-        if model.name in self._waiting or any(r.name in moved and not r.live for r in self._observed.replicas):
+        if want.model.name in self._waiting or any(r.name in moved and not r.live for r in self._observed.replicas):
             return None
-        refused = self._refusals.get(model.name)
-        return whose_leaving_helps(old, refused[0].request, self._ledger.inventory()) if refused and old else None
+        if not old or not (refused := self._refusals.get(want.model.name)):
+            return None
+        fleet, divided = self._ledger.inventory(), want.claim is not None
+        return whose_leaving_helps(old, refused[0].request, fleet, divided=divided)
 
     # --- actions ---
 

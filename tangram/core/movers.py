@@ -33,9 +33,12 @@ def movers(
     return movable, young
 
 
-def whose_leaving_helps(old: Sequence[Replica], request: SliceRequest, inventory: Inventory) -> Replica | None:
+def whose_leaving_helps(
+    old: Sequence[Replica], request: SliceRequest, inventory: Inventory, *, divided: bool
+) -> Replica | None:
     """Of a model's replicas the one to go first so that a slice fits; None where it would not fit without all of them.
 
+    Where a full fleet is `divided`, others make room for a model that has nothing: then it must fit the empty fleet.
     Who lies on a device that is not well makes no room by leaving.
     """
     well = {d.id for d in inventory.devices if d.healthy}
@@ -46,6 +49,6 @@ def whose_leaving_helps(old: Sequence[Replica], request: SliceRequest, inventory
         left = tuple(p for p in inventory.placements if p.request.id not in names)
         return room(replace(inventory, placements=left), request) > 0
 
-    if not able or not fits(able):
+    if not able or not (fits(able) or (divided and room(replace(inventory, placements=()), request))):
         return None
     return next((r for r in able if fits([r])), able[0])
