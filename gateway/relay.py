@@ -22,7 +22,7 @@ from gateway.answers import TIMINGS, AnswerHead, Known, NotHTTP, server_timing
 from gateway.body import REPLAY_BYTES
 from gateway.chunks import LAST, BadChunks, Walk
 from gateway.handover import Handover
-from gateway.leases import NOTHING, Lease, Outcome
+from gateway.leases import NOTHING, Effects, Lease, Outcome
 from gateway.meter import CLIENT_LEFT, Ending
 from gateway.tenants import Pass
 from gateway.timeouts import Pace
@@ -240,16 +240,8 @@ class Relay:
         else:
             connection.close()
         effects = fast.dispatcher.answered(self.lease, now)
-        if effects is not NOTHING:
-            fast.engine.follow(effects)
-        status = self.begun = head.status
-        if client.clogged:
-            self._ending = Ending.COMPLETED
-            return
-        self.plan.served.meter.complete(status, now - self.arrival)
-        if self.permit is not None:
-            fast.tenants.release(self.permit, status, now)
-        client.done(self, now)
+        self.begun = head.status
+        self._complete(effects, now)
 
     def _read_head(self, data: bytes) -> None:
         if self._held:
@@ -342,16 +334,20 @@ class Relay:
             connection.give_back(self._keepalive_s, now)
         else:
             connection.close()
-        status = self.begun
-        effects = fast.dispatcher.release(self.lease, _ERROR if status >= 500 else _ANSWERED, now)
+        effects = fast.dispatcher.release(self.lease, _ERROR if self.begun >= 500 else _ANSWERED, now)
+        self._complete(effects, now)
+
+    def _complete(self, effects: Effects, now: float) -> None:
+        """The lease is given back; what is left is to be counted, once the client has taken the answer."""
+        client, fast = self.client, self.fast
         if effects is not NOTHING:
             fast.engine.follow(effects)
         if client.clogged:
             self._ending = Ending.COMPLETED
             return
-        self.plan.served.meter.complete(status, now - self.arrival)
+        self.plan.served.meter.complete(self.begun, now - self.arrival)
         if self.permit is not None:
-            fast.tenants.release(self.permit, status, now)
+            fast.tenants.release(self.permit, self.begun, now)
         client.done(self, now)
 
     def _settle(self, ending: Ending, code: int, now: float) -> None:
