@@ -7,8 +7,9 @@ finds more at a time, is woken less often, and asks for less in return. Where a 
 come while it went on: so the loop looks once more, without waiting, and again as long as it finds some. Nothing waits
 for what has not come yet.
 
-While most turns have but one write, there is nothing to gain, and each is made at once; now and then a turn is counted,
-to see whether that is still so.
+Neither is done where it gains nothing. While most turns have but one write, each is made at once; while most looks find
+nothing, as between events that come at a pace, the first end of a turn is its end. Now and then one is tried all the
+same, to see whether that is still so.
 
 Order is kept. Who writes to a transport by another way, or closes it, calls `flush` before.
 """
@@ -16,7 +17,6 @@ Order is kept. Who writes to a transport by another way, or closes it, calls `fl
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from typing import Final
 
 #: What is larger goes out at once: to keep it would help nobody, and the answer to its write is wanted.
@@ -29,16 +29,36 @@ _CALM: Final = 4
 _CALMEST: Final = 12
 #: Of writes that are made at once, one in so many begins a turn that is counted.
 _SAMPLE: Final = 8
+#: How often looks have paid of late, at most: one that found something adds two, one that did not takes one away. At
+#: nothing, only one turn in so many looks once more.
+_MOST_PAID: Final = 8
+_TRIAL: Final = 16
 
 
 class Outbox:
     """The writes that wait for the end of this turn."""
 
-    __slots__ = ("_calm", "_count", "_due", "_loop", "_seen", "_waiting")
+    __slots__ = (
+        "_at",
+        "_calm",
+        "_count",
+        "_due",
+        "_end_turn",
+        "_loop",
+        "_paid",
+        "_parts",
+        "_seen",
+        "_unlooked",
+        "_waiting",
+    )
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._waiting: deque[tuple[asyncio.Transport, bytes | memoryview]] = deque()
+        self._waiting: list[asyncio.Transport] = []
+        self._parts: list[bytes | memoryview] = []
+        """What each of them is to write."""
+        self._at = 0
+        """So many of them have."""
         self._due = False
         """Whether `_end` will be called."""
         self._count = 0
@@ -46,6 +66,10 @@ class Outbox:
         self._seen = 0
         """Writes up to the last look."""
         self._calm = 0
+        self._end_turn = self._end
+        self._paid = _MOST_PAID
+        self._unlooked = 0
+        """Turns with several writes since a look."""
 
     def put(self, transport: asyncio.Transport, data: bytes | memoryview) -> None:
         """Write this, in its turn."""
@@ -57,7 +81,8 @@ class Outbox:
                 self._begin()
             return
         waiting = self._waiting
-        waiting.append((transport, data))
+        waiting.append(transport)
+        self._parts.append(data)
         if len(data) > _LARGE or len(waiting) >= _MOST:
             self.flush()
         if not self._due:
@@ -65,22 +90,41 @@ class Outbox:
 
     def flush(self) -> None:
         """Write what waits, now; what was put for a transport that is closed by now is dropped."""
-        waiting = self._waiting
-        while waiting:
-            transport, data = waiting.popleft()
+        waiting, parts = self._waiting, self._parts
+        # A write may lead to more, and to this.
+        while (at := self._at) < len(waiting):
+            self._at = at + 1
+            transport = waiting[at]
             if not transport.is_closing():
-                transport.write(data)
+                transport.write(parts[at])
+        waiting.clear()
+        parts.clear()
+        self._at = 0
 
     def _begin(self) -> None:
         self._due = True
         self._count = self._seen = 1
-        self._loop.call_soon(self._end)
+        self._loop.call_soon(self._end_turn)
 
     def _end(self) -> None:
-        if self._count > self._seen:
+        if self._looks():
             self._seen = self._count
-            self._loop.call_soon(self._end)
+            self._loop.call_soon(self._end_turn)
             return
         self._due = False
         self._calm = min(self._calm + 1, _CALMEST) if self._count == 1 else max(self._calm - self._count, 0)
         self.flush()
+
+    def _looks(self) -> bool:
+        """Whether to look once more."""
+        found = self._count > self._seen
+        if self._seen > 1:
+            self._paid = min(self._paid + 2, _MOST_PAID) if found else max(self._paid - 1, 0)
+            return found
+        if not found:
+            return False
+        if not self._paid and self._unlooked < _TRIAL:
+            self._unlooked += 1
+            return False
+        self._unlooked = 0
+        return True

@@ -104,6 +104,28 @@ async def test_while_turns_have_one_write_it_does_not_wait():
     assert notes[-1] == ("a", b"4")
 
 
+async def looks(outbox: Outbox, notes: list[tuple[str, bytes]], a: Any, *, found: bool) -> bool:
+    """Whether a turn with several writes looked once more, and what it found."""
+    outbox.put(a, b"1")
+    outbox.put(a, b"2")
+    written = len(notes)
+    await asyncio.sleep(0)
+    looked = len(notes) == written
+    if looked and found:
+        outbox.put(a, b"3")
+    await turn()
+    return looked
+
+
+async def test_while_looks_find_nothing_a_turn_ends_without_one():
+    outbox, notes, a, _ = pair()
+    in_vain = [await looks(outbox, notes, a, found=False) for _ in range(100)]
+    assert all(in_vain[:5])
+    assert 1 <= sum(in_vain[20:]) <= 8
+    found = [await looks(outbox, notes, a, found=True) for _ in range(100)]
+    assert all(found[20:])
+
+
 async def test_nothing_is_written_to_what_is_closed():
     outbox, notes, a, b = pair()
     outbox.put(a, b"1")
