@@ -99,50 +99,114 @@ class Counts:
     """The memory as the worker of one row uses it. `fence` must order the stores before it before the loads after it,
     as other processors see them.
 
-    A place in a row is a kind and a column: `HELD + slot % COLUMNS`.
+    A place in a row is a kind and a column: `HELD + slot % COLUMNS`. What each request changes is also kept in lists,
+    which take less to read than memory does.
     """
 
-    __slots__ = ("_cells", "_others", "_row", "_used", "blur", "fence", "own")
+    __slots__ = (
+        "_cells",
+        "_full_at",
+        "_held",
+        "_own_full_at",
+        "_own_held",
+        "_own_spent",
+        "_row",
+        "_spent",
+        "_their_full_at",
+        "_their_held",
+        "_their_spent",
+        "_used",
+        "blur",
+        "fence",
+        "own",
+    )
 
     def __init__(self, all_cells: memoryview, row: int, fence: Callable[[], None]) -> None:
         self._cells = all_cells
         self._row = row
-        self.own = self._view(row)
+        self.own = self._view(row, 0, _ROW)
         """The own row."""
-        self._others: tuple[memoryview, ...] = ()
+        self._own_held = self._view(row, HELD)
+        self._own_spent = self._view(row, SPENT)
+        self._own_full_at = self._view(row, FULL_AT)
+        self._held = [self._own_held[column] for column in range(COLUMNS)]
+        self._spent = [self._own_spent[column] for column in range(COLUMNS)]
+        self._full_at = [self._own_full_at[column] for column in range(COLUMNS)]
+        self._their_held: list[memoryview] = []
+        self._their_spent: list[memoryview] = []
+        self._their_full_at: list[memoryview] = []
         self._used = 0
         self.blur = 0
-        """More than what was written without a fence and not seen when `others` was last asked: by them of this worker
-        and by this worker of them."""
+        """More than what was written without a fence and not seen when others were last asked for: by them of this
+        worker and by this worker of them."""
         self.fence = fence
 
-    def _view(self, row: int) -> memoryview:
-        return self._cells[_HEADER + row * _ROW : _HEADER + (row + 1) * _ROW]
+    def _view(self, row: int, kind: int, columns: int = COLUMNS) -> memoryview:
+        begin = _HEADER + row * _ROW + kind
+        return self._cells[begin : begin + columns]
+
+    def _meet(self, used: int) -> None:
+        """Rows have come into use, or this is the first look."""
+        self._used = used
+        self.blur = 2 * used
+        rows = [row for row in range(used) if row != self._row]
+        self._their_held = [self._view(row, HELD) for row in rows]
+        self._their_spent = [self._view(row, SPENT) for row in rows]
+        self._their_full_at = [self._view(row, FULL_AT) for row in rows]
+
+    # --- in flight ---
+
+    def hold(self, column: int, step: int) -> int:
+        """Count so many requests in flight more; how many there are now of this worker."""
+        self._held[column] = held = self._held[column] + step
+        self._own_held[column] = held
+        return held
+
+    def held_elsewhere(self, column: int) -> int:
+        """What all other workers have in flight, now."""
+        used = self._cells[_IN_USE]
+        if used != self._used:
+            self._meet(used)
+        count = 0
+        for held in self._their_held:
+            count += held[column]
+        return count
+
+    # --- tokens ---
+
+    def spend(self, column: int, full_at_ns: int) -> None:
+        """Count a token as taken, from a bucket that will be full again at this time."""
+        self._spent[column] = spent = self._spent[column] + 1
+        self._own_spent[column] = spent
+        self._full_at[column] = full_at_ns
+        self._own_full_at[column] = full_at_ns
+
+    def spent_elsewhere(self, column: int) -> int:
+        """What all other workers have taken, now."""
+        used = self._cells[_IN_USE]
+        if used != self._used:
+            self._meet(used)
+        count = 0
+        for spent in self._their_spent:
+            count += spent[column]
+        return count
+
+    def full_at_ns(self, column: int) -> int:
+        """When the bucket will be full again, as far as any worker knew that `spent_elsewhere` saw; nanoseconds."""
+        latest = self._full_at[column]
+        for row in self._their_full_at:
+            full_at = row[column]
+            if full_at > latest:
+                latest = full_at
+        return latest
+
+    # --- all else ---
 
     def add(self, place: int, step: int) -> None:
-        """Count up or down in the own row."""
+        """Count up or down in the own row; not what the lists have."""
         self.own[place] += step
 
     def others(self, place: int) -> int:
         """What all other workers count, now."""
-        used = self._cells[_IN_USE]
-        if used != self._used:
-            self._used = used
-            self.blur = 2 * used
-            self._others = tuple(self._view(row) for row in range(used) if row != self._row)
-        count = 0
-        for row in self._others:
-            count += row[place]
-        return count
-
-    def all(self, place: int) -> int:
-        """What all workers count, now."""
-        return self.own[place] + self.others(place)
-
-    def set(self, place: int, value: int) -> None:
-        """Write to the own row."""
-        self.own[place] = value
-
-    def latest(self, place: int) -> int:
-        """The greatest of all rows, now."""
-        return max(self._view(row)[place] for row in range(self._cells[_IN_USE]))
+        rows = range(self._cells[_IN_USE])
+        return sum(self._cells[_HEADER + row * _ROW + place] for row in rows if row != self._row)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from gateway.counts import ALL_MODELS, COLUMNS, FULL_AT, HELD, QUEUED, QUEUED_BYTES, SPENT, Counts
+from gateway.counts import ALL_MODELS, COLUMNS, QUEUED, QUEUED_BYTES, Counts
 
 
 class Limited:
@@ -42,7 +42,7 @@ class Bucket:
     As GCRA (ITU-T I.371): one number, the time at which it would be full again.
     """
 
-    __slots__ = ("_counts", "_depth", "_full_at", "_seen", "_spent", "_step", "burst", "rate")
+    __slots__ = ("_column", "_counts", "_depth", "_full_at", "_seen", "_step", "burst", "rate")
 
     def __init__(self, rate: float, burst: float, counts: Counts | None = None, slot: int = 0) -> None:
         self.rate = rate
@@ -55,14 +55,15 @@ class Bucket:
 
     def take_slot(self, slot: int) -> None:
         """Share what is counted under this slot from now on; what was taken so far stays taken."""
-        self._spent = SPENT + slot % COLUMNS
-        self._seen: int | None = None
+        self._column = slot % COLUMNS
+        self._seen = -1
+        """What others had taken when last looked at; below 0 before that."""
 
     def wait_s(self, now: float) -> float:
         """Seconds until a token is there; 0 where one is."""
         counts = self._counts
         if counts is not None:
-            spent = counts.others(self._spent)
+            spent = counts.spent_elsewhere(self._column)
             if spent != self._seen:
                 self._learn(counts, spent, now)
         full_at = self._full_at
@@ -71,9 +72,9 @@ class Bucket:
 
     def _learn(self, counts: Counts, spent: int, now: float) -> None:
         # A slot may have been that of another limit a moment ago: no bucket is further from full than empty.
-        known = min(counts.latest(self._spent - SPENT + FULL_AT) / 1e9, now + self.burst / self.rate)
+        known = min(counts.full_at_ns(self._column) / 1e9, now + self.burst / self.rate)
         # Tokens that were taken at the same time as one of ours are not in what the others knew.
-        self._full_at = max(known, self._full_at + (spent - (spent if self._seen is None else self._seen)) / self.rate)
+        self._full_at = max(known, self._full_at + (spent - (spent if self._seen < 0 else self._seen)) / self.rate)
         self._seen = spent
 
     def take(self, now: float) -> None:
@@ -81,9 +82,7 @@ class Bucket:
         full_at = self._full_at
         self._full_at = (full_at if full_at > now else now) + self._step
         if self._counts is not None:
-            own = self._counts.own
-            own[self._spent] += 1
-            own[self._spent - SPENT + FULL_AT] = int(self._full_at * 1e9)
+            self._counts.spend(self._column, int(self._full_at * 1e9))
 
 
 @dataclass
@@ -111,14 +110,12 @@ class Limits:
             if limit and endpoint.in_flight >= limit:
                 return False
         else:
-            place = HELD + endpoint.slot % COLUMNS
-            own = counts.own
-            held = own[place] + 1
-            own[place] = held
-            if limit and held + counts.others(place) + counts.blur > limit:
+            column = endpoint.slot % COLUMNS
+            held = counts.hold(column, 1)
+            if limit and held + counts.held_elsewhere(column) + counts.blur > limit:
                 counts.fence()
-                if held + counts.others(place) > limit:
-                    own[place] = held - 1
+                if held + counts.held_elsewhere(column) > limit:
+                    counts.hold(column, -1)
                     return False
         endpoint.in_flight += 1
         return True
@@ -129,19 +126,19 @@ class Limits:
             raise ValueError("released more often than acquired")
         endpoint.in_flight -= 1
         if self._counts is not None:
-            self._counts.own[HELD + endpoint.slot % COLUMNS] -= 1
+            self._counts.hold(endpoint.slot % COLUMNS, -1)
 
     def move(self, endpoint: Limited, old_slot: int) -> None:
         """The endpoint was given another slot while requests were in flight to it."""
         if self._counts is not None:
-            self._counts.add(HELD + old_slot % COLUMNS, -endpoint.in_flight)
-            self._counts.add(HELD + endpoint.slot % COLUMNS, endpoint.in_flight)
+            self._counts.hold(old_slot % COLUMNS, -endpoint.in_flight)
+            self._counts.hold(endpoint.slot % COLUMNS, endpoint.in_flight)
 
     def load(self, endpoint: Limited) -> int:
         """Requests in flight to the endpoint from all workers, now."""
         if self._counts is None:
             return endpoint.in_flight
-        return endpoint.in_flight + self._counts.others(HELD + endpoint.slot % COLUMNS)
+        return endpoint.in_flight + self._counts.held_elsewhere(endpoint.slot % COLUMNS)
 
     def has_room(self, endpoint: Limited) -> bool:
         """Whether `acquire` would succeed at this moment."""

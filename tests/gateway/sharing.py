@@ -38,13 +38,13 @@ class Machine:
     def __init__(self, workers: int) -> None:
         self.cells = memory(workers)
         self.buffers: list[list[tuple[int, int]]] = [[] for _ in range(workers)]
+        self._running = False
         self.limits = [Limits(Counts(_Seen(self, w), w, lambda w=w: self.flush(w))) for w in range(workers)]
         self._turns = [threading.Semaphore(0) for _ in range(workers)]
         self._back = threading.Semaphore(0)
         self._ended = [False] * workers
         self._killed = [False] * workers
         self._errors: list[BaseException] = []
-        self._running = False
 
     def flush(self, worker: int, most: int | None = None) -> None:
         buffer = self.buffers[worker]
