@@ -21,17 +21,18 @@ _HEAD: Final = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
 LAST: Final = b"0\r\n\r\n"
 
 
-def _whole(nbytes: int) -> tuple[bytes, ...]:
-    """How a chunk begins that has so many bytes with its framing; nothing where there can be none."""
+def _whole(nbytes: int) -> bytes:
+    """How a chunk begins that has so many bytes with its framing; no chunk begins so where there can be none."""
     size = next((n for n in range(max(1, nbytes - 9), nbytes - 4) if n + len(b"%x" % n) + 4 == nbytes), 0)
-    return tuple(dict.fromkeys((b"%x\r\n" % size, b"%X\r\n" % size))) if size else ()
+    return b"%x\r\n" % size if size else b"\n"
 
 
 #: The end of a chunk and the line with the size of the next one, as they were seen -> that size.
 _known: Final[dict[bytes, int]] = {}
 _MAX_KNOWN: Final = 1024
 _MAX_WHOLE: Final = 2048
-_WHOLE: Final = tuple(_whole(nbytes) for nbytes in range(_MAX_WHOLE))
+_WHOLE: Final = [_whole(nbytes) for nbytes in range(_MAX_WHOLE)]
+_WHOLE_UPPER: Final = [begin.upper() for begin in _WHOLE]
 
 
 class BadChunks(ValueError):
@@ -85,7 +86,7 @@ class Walk:
             not self._left
             and not self._trailing
             and len(data) < _MAX_WHOLE
-            and data.startswith(_WHOLE[len(data)])
+            and (data.startswith(_WHOLE[len(data)]) or data.startswith(_WHOLE_UPPER[len(data)]))  # noqa: PIE810
             and data.endswith(b"\r\n")
         ):
             return data

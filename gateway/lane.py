@@ -223,7 +223,7 @@ class Lane:
         permit: Pass | None = None
         if plan.tenant is not None:
             answer = fast.tenants.admit(plan.tenant, plan.name, now)
-            if isinstance(answer, Refusal):
+            if not isinstance(answer, Pass):
                 plan.served.meter.finish(Ending.REFUSED, answer.status, 0.0, answer.reason)
                 self._refused(plan, plan.id_of(values) or fast.new_id(), answer, data, size)
                 return True

@@ -38,6 +38,7 @@ MODULES: Final = (
     "counts",
     "dispatch",
     "health",
+    "hedging",
     "lane",
     "leases",
     "limits",
@@ -46,10 +47,13 @@ MODULES: Final = (
     "plain",
     "plans",
     "pools",
+    "refusal",
     "relay",
     "relays",
     "routing",
     "tenants",
+    "timeouts",
+    "tunnel",
     "upstream",
 )
 #: What all of them share is one library; each of them is a small one that refers to it.

@@ -22,6 +22,7 @@ from gateway.wire import ModelEntry
 #: the values that were cut out of it.
 Known = tuple["Plan", bytes, int, list[bytes]]
 _LENGTH: Final = b"content-length"
+_SANE_ID: Final = headers.REQUEST_ID
 _ID: Final = b"x-request-id"
 
 
@@ -79,9 +80,10 @@ class Plan:
         if not self.holes:
             return self.prefix
         out: list[bytes] = []
-        for part, hole in zip(self.parts, self.holes, strict=True):
+        holes = self.holes
+        for number, part in enumerate(self.parts):
             out.append(part)
-            out.append(values[hole])
+            out.append(values[holes[number]])
         out.append(self.prefix)
         return b"".join(out)
 
@@ -90,7 +92,7 @@ class Plan:
         if self.id_at < 0:
             return b""
         id = values[self.id_at]
-        return id if headers.REQUEST_ID.fullmatch(id) else b""
+        return id if _SANE_ID.fullmatch(id) else b""
 
 
 def needs_more(entry: ModelEntry) -> bool:

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from time import monotonic
-from typing import Final
+from typing import Final, cast
 
 from gateway.upstream import Connection, Unreachable
 
@@ -66,7 +66,7 @@ class Pool:
         connection = Connection(self, loop)
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT_S):
-                await loop.create_connection(lambda: connection, self.host, self.port)
+                await loop.create_connection(lambda: cast(asyncio.BaseProtocol, connection), self.host, self.port)
         except TimeoutError:
             connection.close()
             raise Unreachable(f"no connection within {_CONNECT_TIMEOUT_S:g} s") from None

@@ -26,7 +26,7 @@ from gateway.leases import NOTHING, Effects, Lease, Outcome
 from gateway.meter import CLIENT_LEFT, Ending
 from gateway.tenants import Pass
 from gateway.timeouts import Pace
-from gateway.upstream import Connection, Unreachable
+from gateway.upstream import Connection, Sink, Unreachable
 
 if TYPE_CHECKING:
     from gateway.lane import Lane
@@ -43,10 +43,14 @@ _EARLY: Final = 64 * 1024
 """So much of a body is taken in before there is a connection for it."""
 
 # How the end of an answer is known.
-_HEAD, _LENGTH, _CHUNKS, _CLOSE, _OVER = range(5)
+_HEAD: Final = 0
+_LENGTH: Final = 1
+_CHUNKS: Final = 2
+_CLOSE: Final = 3
+_OVER: Final = 4
 
 
-class Relay:
+class Relay(Sink):
     """One request of a client."""
 
     # What most requests never set.

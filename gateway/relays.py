@@ -7,28 +7,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from time import monotonic
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from gateway.answers import Answers
 from gateway.outbox import Outbox
 from gateway.plans import Planner
 from gateway.proxy import Proxy
 
+if TYPE_CHECKING:
+    from gateway.lane import Lane
+    from gateway.relay import Relay
+
 _SWEEP_S: Final = 0.1
-
-
-class Watched(Protocol):
-    """A request in progress."""
-
-    def check(self, now: float) -> None:
-        """Look whether somebody has been waited for too long."""
-
-
-class Timed(Protocol):
-    """A connection that waits for bytes."""
-
-    def expire(self) -> None:
-        """They did not come in time."""
+_TWO_DIGITS: Final = [b"%02x" % number for number in range(256)]
 
 
 class FastPath:
@@ -45,8 +36,8 @@ class FastPath:
         self.plans = self.planner.exact
         self.answers = Answers()
         self.known = self.answers.exact
-        self.active: set[Watched] = set()
-        self.timed: dict[Timed, float] = {}
+        self.active: set[Relay] = set()
+        self.timed: dict[Lane, float] = {}
         """Connections that wait for bytes, and until when."""
         self._loop = asyncio.get_running_loop()
         self.outbox = Outbox(self._loop)
@@ -55,11 +46,16 @@ class FastPath:
         self._sweeper: asyncio.TimerHandle | None = None
         self._prefix = proxy.new_id()[:16].encode("ascii")
         self._count = 0
+        self._lead = b""
+        """Of the ids that differ in their last two digits only."""
 
     def new_id(self) -> bytes:
         """A request id of our own: what is random in it is this worker's."""
-        self._count += 1
-        return b"%b%016x" % (self._prefix, self._count)
+        count = self._count
+        if not count & 255:
+            self._lead = b"%b%014x" % (self._prefix, count >> 8)
+        self._count = count + 1
+        return self._lead + _TWO_DIGITS[count & 255]
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something that takes a while."""

@@ -11,13 +11,13 @@ import asyncio
 from typing import Final
 
 from gateway.exchange import Exchange
-from gateway.upstream import Connection
+from gateway.upstream import Connection, Sink
 
 _IDLE_S: Final = 3600.0
 _GOODBYE_S: Final = 2.0
 
 
-class Tunnel:
+class Tunnel(Sink):
     """Joins the client of an exchange and a connection; aiohttp feeds it what the client sends."""
 
     def __init__(self, x: Exchange, connection: Connection) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import re
 from time import monotonic
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import h11
 
@@ -50,23 +50,27 @@ class TimedOut(UpstreamError):
     """The deadline passed while waiting for the endpoint."""
 
 
-class Sink(Protocol):
+class Sink:
     """Who takes the bytes of a connection as they come: it was lent, or has switched protocols."""
 
     def received(self, data: bytes) -> None:
         """Bytes came."""
+        raise NotImplementedError
 
     def stalled(self) -> None:
         """The endpoint is behind in reading what was written."""
+        raise NotImplementedError
 
     def writable(self) -> None:
         """What was written has gone."""
+        raise NotImplementedError
 
     def ended(self, *, orderly: bool) -> None:
         """No more will come: the other side said so, or the connection is lost."""
+        raise NotImplementedError
 
 
-class Connection(asyncio.Protocol):
+class Connection:
     """One connection; `gateway.pools.Pool.connect` makes it."""
 
     def __init__(self, pool: Pool, loop: asyncio.AbstractEventLoop) -> None:
