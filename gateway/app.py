@@ -20,7 +20,7 @@ from aiohttp import web
 
 from gateway.clients import ClientConnection, ClientServer
 from gateway.fastpath import FastConnection
-from gateway.listener import BACKLOG
+from gateway.listener import BACKLOG, listening_socket
 from gateway.proxy import Proxy
 from gateway.relays import FastPath
 
@@ -136,7 +136,9 @@ class Admin:
     async def start(self, host: str) -> None:
         """Listen on a free port. Raises OSError."""
         self._server = web.Server(self._handle, access_log=None, keepalive_timeout=_ADMIN_IDLE_S)
-        self._listening = await asyncio.get_running_loop().create_server(self._server, host, 0)
+        self._listening = await asyncio.get_running_loop().create_server(
+            self._server, sock=listening_socket(host, 0, shared=False)
+        )
         self.port = self._listening.sockets[0].getsockname()[1]
 
     async def close(self) -> None:

@@ -15,15 +15,16 @@ LISTEN_FD: Final = "TANGRAM_LISTEN_FD"
 BACKLOG: Final = 2048
 
 
-def listening_socket(host: str, port: int) -> socket.socket:
-    """A listening socket on a port that other workers may share. Raises OSError."""
+def listening_socket(host: str, port: int, *, shared: bool = True) -> socket.socket:
+    """A listening socket, on a port that other workers may share if it is `shared`. Raises OSError."""
     family, kind, protocol, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
     made = socket.socket(family, kind, protocol)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if shared:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         made.bind(address)

@@ -132,6 +132,16 @@ async def test_a_worker_serves_its_cached_table_without_a_controller(fleet, repl
     assert await worker.end() == 0
 
 
+async def test_a_worker_at_work_is_one_thread(fleet, replica):
+    """With a second one, even one that sleeps, the kernel and the C library take locks in each call."""
+    fleet.cache(entry(await replica()))
+    worker = await fleet.start()
+    client = await fleet.client(worker.port)
+    assert (await client.ask(INFER)).status == 200
+    assert (await fleet.get(worker.admin_port, "/metrics")).status == 200
+    assert len(list(Path(f"/proc/{worker.process.pid}/task").iterdir())) == 1
+
+
 async def test_a_worker_without_a_table_is_not_ready(fleet):
     worker = await fleet.start()
     assert (await fleet.get(worker.admin_port, "/readyz")).status == 503
