@@ -22,9 +22,9 @@ LAST: Final = b"0\r\n\r\n"
 
 
 def _whole(nbytes: int) -> bytes:
-    """How a chunk begins that has so many bytes with its framing; no chunk begins so where there can be none."""
+    """How a chunk begins that has so many bytes with its framing; longer than it where there can be none."""
     size = next((n for n in range(max(1, nbytes - 9), nbytes - 4) if n + len(b"%x" % n) + 4 == nbytes), 0)
-    return b"%x\r\n" % size if size else b"\n"
+    return b"%x\r\n" % size if size else bytes(nbytes + 1)
 
 
 #: The end of a chunk and the line with the size of the next one, as they were seen -> that size.
@@ -63,7 +63,7 @@ def _over(data: bytes, at: int) -> tuple[int, int]:
 class Walk:
     """One body on its way."""
 
-    __slots__ = ("_held", "_left", "_trailing", "done", "rest")
+    __slots__ = ("_between", "_held", "_left", "_trailing", "done", "rest")
 
     def __init__(self) -> None:
         self._held = b""
@@ -72,24 +72,26 @@ class Walk:
         """Bytes of the chunk to come, with the line end after its data."""
         self._trailing = False
         """After the last chunk."""
+        self._between = True
+        """Whether what comes next begins a chunk."""
         self.done = False
         self.rest = b""
         """What came after the end."""
+
+    def is_chunk(self, data: bytes) -> bool:
+        """Whether this is one whole chunk, as an event of a stream usually comes: `feed` would give it as it is."""
+        nbytes = len(data)
+        if not self._between or nbytes >= _MAX_WHOLE or not data.endswith(b"\r\n"):
+            return False
+        # Its size says how it must begin.
+        return data.startswith(_WHOLE[nbytes]) or data.startswith(_WHOLE_UPPER[nbytes])  # noqa: PIE810
 
     def feed(self, data: bytes) -> bytes:
         """What of the body may be passed on now that this came. Raises BadChunks."""
         if self._held:
             data = self._held + data
             self._held = b""
-        elif (
-            # One whole chunk, as an event of a stream usually comes: its size says how it must begin.
-            not self._left
-            and not self._trailing
-            and len(data) < _MAX_WHOLE
-            and (data.startswith(_WHOLE[len(data)]) or data.startswith(_WHOLE_UPPER[len(data)]))  # noqa: PIE810
-            and data.endswith(b"\r\n")
-        ):
-            return data
+        self._between = False
         if self._trailing:
             return self._trailers(data, 0)
         left = self._left
@@ -132,6 +134,7 @@ class Walk:
                     begin = stop + 1
                 at, left = stop + 1, size + 2
         self._left = left
+        self._between = not left and at == end
         if not out and at == end:
             return data
         out.append(data[begin:at])

@@ -203,7 +203,12 @@ class Relay(Sink):
             else:
                 self._finish(data[:left] if left else data, monotonic(), clean=not left)
         elif stage == _CHUNKS:
-            self._read_chunks(data)
+            walk = self._walk
+            if walk is not None and walk.is_chunk(data):
+                self._moved = True
+                self.client.put(data)
+            else:
+                self._read_chunks(data)
         elif stage == _HEAD:
             end = data.find(b"\r\n\r\n")
             known = self.fast.known.get(data[:end])

@@ -17,13 +17,24 @@ PLAIN = b"3\r\none\r\nA\r\n0123456789\r\n0003\r\ntwo\r\n0\r\n\r\n"
 def walk(pieces: list[bytes]) -> tuple[bytes, bool, bytes]:
     """(what was passed on, whether the end was found, what came after it)."""
     one = Walk()
+    # One that is told to look at all of it finds the same.
+    other = Walk()
     out = b""
     rest = b""
     for piece in pieces:
         if one.done:
             rest += piece
-        else:
-            out += one.feed(piece)
+            continue
+        whole = one.is_chunk(piece)
+        try:
+            passed = piece if whole else one.feed(piece)
+        except BadChunks:
+            with pytest.raises(BadChunks):
+                other.feed(piece)
+            raise
+        assert other.feed(piece) == passed
+        out += passed
+    assert (other.done, other.rest) == (one.done, one.rest)
     return out, one.done, one.rest + rest
 
 
@@ -52,6 +63,23 @@ def test_a_body_passes_as_it_came_however_it_is_cut(size):
     pieces = [PLAIN[n : n + size] for n in range(0, len(PLAIN), size)]
     out, done, rest = walk(pieces)
     assert (read(out), done, rest) == ((b"one0123456789two", True), True, b"")
+
+
+def test_an_event_of_a_stream_is_told_from_what_has_to_be_looked_at():
+    one = Walk()
+    assert [one.is_chunk(data) for data in (b"3\r\none\r\n", b"A\r\n0123456789\r\n", b"0003\r\none\r\n")] == [
+        True,
+        True,
+        False,
+    ]
+    assert not any(one.is_chunk(data) for data in (b"", b"\r\n", b"0\r\n\r\n", b"3\r\none\r\n3\r\ntwo\r\n"))
+    for nbytes in range(2100):
+        for begin in (b"", b"\n", b"\r\n", b"\0", b"0", b"0\r\n"):
+            assert not one.is_chunk((begin + b"-" * nbytes)[: nbytes - 2] + b"\r\n")
+    one.feed(b"8\r\n")
+    assert not one.is_chunk(b"3\r\none\r\n")
+    one.feed(b"3\r\none\r\n\r\n")
+    assert one.is_chunk(b"3\r\ntwo\r\n")
 
 
 def test_data_is_not_held_back():
