@@ -28,6 +28,7 @@ the machine's monotonic clock; what was counted before the machine was started i
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import Final
 
@@ -50,18 +51,20 @@ _IN_USE: Final = 1
 _CLAIMED: Final = ROWS
 _HEADER: Final = 2 * ROWS
 _CELL_BYTES: Final = 8
+#: A format of that size; Python takes half as long to store by "L" as by "Q", which is the same.
+_CELL: Final = "L" if struct.calcsize("L") == _CELL_BYTES else "Q"
 
 #: Bytes of the memory.
 SIZE: Final = (_HEADER + ROWS * _ROW) * _CELL_BYTES
 
-_NOTHING: Final = memoryview(bytes(COLUMNS * _CELL_BYTES)).cast("Q")
+_NOTHING: Final = memoryview(bytes(COLUMNS * _CELL_BYTES)).cast(_CELL)
 
 
 def cells(memory: memoryview) -> memoryview:
     """The memory by cells. Raises ValueError where there is too little of it."""
     if len(memory) < SIZE:
         raise ValueError(f"the shared memory has {len(memory)} bytes; {SIZE} are needed")
-    return memory[:SIZE].cast("Q")
+    return memory[:SIZE].cast(_CELL)
 
 
 def prepare(all_cells: memoryview, boot: int) -> None:
@@ -140,13 +143,25 @@ class Counts:
         """More than what was written without a fence and not seen when others were last asked for: by them of this
         worker and by this worker of them."""
         self.fence = fence
+        self._meet(all_cells[_IN_USE])
 
     def _view(self, row: int, kind: int, columns: int = COLUMNS) -> memoryview:
         begin = _HEADER + row * _ROW + kind
         return self._cells[begin : begin + columns]
 
+    def leave(self) -> None:
+        """What is counted from now on counts for nobody: the row is another's."""
+        self.own = memoryview(bytearray(_ROW * _CELL_BYTES)).cast(_CELL)
+        self._own_held = self.own[HELD : HELD + COLUMNS]
+        self._own_spent = self.own[SPENT : SPENT + COLUMNS]
+        self._own_full_at = self.own[FULL_AT : FULL_AT + COLUMNS]
+
+    def meet(self) -> None:
+        """Look for rows that have come into use."""
+        if self._cells[_IN_USE] != self._used:
+            self._meet(self._cells[_IN_USE])
+
     def _meet(self, used: int) -> None:
-        """Rows have come into use, or this is the first look."""
         self._used = used
         self.blur = 2 * used
         rows = [row for row in range(used) if row != self._row]
@@ -158,8 +173,9 @@ class Counts:
 
     def hold(self, column: int, step: int) -> int:
         """Count so many requests in flight more; how many there are now of this worker."""
-        self._held[column] = held = self._held[column] + step
+        held = self._held[column] + step
         self._own_held[column] = held
+        self._held[column] = held
         return held
 
     def held_elsewhere(self, column: int) -> int:
@@ -167,6 +183,10 @@ class Counts:
         used = self._cells[_IN_USE]
         if used != self._used:
             self._meet(used)
+        return self.held_by_known(column)
+
+    def held_by_known(self, column: int) -> int:
+        """What those have that were there when all were last looked at: enough for a choice, not for a limit."""
         count = 0
         for held in self._their_held:
             count += held[column]
@@ -176,10 +196,11 @@ class Counts:
 
     def spend(self, column: int, full_at_ns: int) -> None:
         """Count a token as taken, from a bucket that will be full again at this time."""
-        self._spent[column] = spent = self._spent[column] + 1
+        spent = self._spent[column] + 1
         self._own_spent[column] = spent
-        self._full_at[column] = full_at_ns
+        self._spent[column] = spent
         self._own_full_at[column] = full_at_ns
+        self._full_at[column] = full_at_ns
 
     def spent_elsewhere(self, column: int) -> int:
         """What all other workers have taken, now."""

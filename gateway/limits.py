@@ -10,7 +10,9 @@ takes no fence (`Counts.blur`).
 
 A `Bucket` is looked at before it is written to: of n workers that take its last token in the same microsecond all get
 one, so a burst may be n - 1 requests larger, which are paid back. Who takes a token has looked at what the others know
-of the bucket before, so the one that took last knows all, and the latest time to be full again is the true one.
+of the bucket before, so the one that took last knows all, and the latest time to be full again is the true one. Few
+tokens of many that others have taken since are counted as taken at this moment, the latest there can be: no worker
+then counts a bucket as less full than it is by more than a 128th.
 
 Bounds of waiting rooms are looked at before they are written to as well, and may be passed by n - 1 requests.
 """
@@ -19,8 +21,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 from gateway.counts import ALL_MODELS, COLUMNS, QUEUED, QUEUED_BYTES, Counts
+
+#: Tokens of a bucket, as a part of it, whose time does not matter.
+_FEW: Final = 1 / 128
 
 
 class Limited:
@@ -42,13 +48,15 @@ class Bucket:
     As GCRA (ITU-T I.371): one number, the time at which it would be full again.
     """
 
-    __slots__ = ("_column", "_counts", "_depth", "_full_at", "_seen", "_step", "burst", "rate")
+    __slots__ = ("_column", "_counts", "_depth", "_few", "_full_at", "_seen", "_step", "burst", "rate")
 
     def __init__(self, rate: float, burst: float, counts: Counts | None = None, slot: int = 0) -> None:
         self.rate = rate
         self.burst = burst
         self._step = 1 / rate
         self._depth = burst / rate + 1e-9
+        self._few = int(burst * _FEW)
+        """So many tokens that others took are taken as if they had been so just now."""
         self._full_at = -math.inf
         self._counts = counts
         self.take_slot(slot)
@@ -64,8 +72,14 @@ class Bucket:
         counts = self._counts
         if counts is not None:
             spent = counts.spent_elsewhere(self._column)
-            if spent != self._seen:
-                self._learn(counts, spent, now)
+            new = spent - self._seen
+            if new:
+                if self._seen >= 0 and 0 < new <= self._few:
+                    full_at = self._full_at
+                    self._full_at = (full_at if full_at > now else now) + new * self._step
+                    self._seen = spent
+                else:
+                    self._learn(counts, spent, now)
         full_at = self._full_at
         wait = (full_at if full_at > now else now) + self._step - now - self._depth
         return wait if wait > 0 else 0.0
@@ -135,14 +149,17 @@ class Limits:
             self._counts.hold(endpoint.slot % COLUMNS, endpoint.in_flight)
 
     def load(self, endpoint: Limited) -> int:
-        """Requests in flight to the endpoint from all workers, now."""
+        """Requests in flight to the endpoint from all workers; from a new one, soon."""
         if self._counts is None:
             return endpoint.in_flight
-        return endpoint.in_flight + self._counts.held_elsewhere(endpoint.slot % COLUMNS)
+        return endpoint.in_flight + self._counts.held_by_known(endpoint.slot % COLUMNS)
 
     def has_room(self, endpoint: Limited) -> bool:
         """Whether `acquire` would succeed at this moment."""
-        return not endpoint.concurrency or self.load(endpoint) < endpoint.concurrency
+        if not endpoint.concurrency:
+            return True
+        elsewhere = 0 if self._counts is None else self._counts.held_elsewhere(endpoint.slot % COLUMNS)
+        return endpoint.in_flight + elsewhere < endpoint.concurrency
 
     # --- requests a second ---
 

@@ -51,6 +51,7 @@ class Rows:
             counts.prepare(self._cells, zlib.crc32(_BOOT.read_bytes()))
             self.row = self._claim()
             self._unlock(_DOOR)
+            self._counts: Counts | None = None
         except BaseException:
             os.close(self._file)
             raise
@@ -64,10 +65,13 @@ class Rows:
                 lock.acquire()
                 lock.release()
 
-        return Counts(self._cells, self.row, fence)
+        self._counts = Counts(self._cells, self.row, fence)
+        return self._counts
 
     def bury(self) -> list[int]:
-        """Clear the rows of workers that have died; which those were."""
+        """Clear the rows of workers that have died; which those were. Takes note of those that have come, too."""
+        if self._counts is not None:
+            self._counts.meet()
         dead = []
         for row in counts.uncleared(self._cells):
             if row != self.row and self._lock(row):
@@ -77,7 +81,9 @@ class Rows:
         return dead
 
     def close(self) -> None:
-        """Give the row back."""
+        """Give the row back; what is still in flight is counted no more."""
+        if self._counts is not None:
+            self._counts.leave()
         counts.clear(self._cells, self.row)
         # By name: the mapping holds the file open, too.
         self._unlock(self.row)

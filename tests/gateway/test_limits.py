@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -189,6 +191,28 @@ def test_a_rate_holds_over_all_workers_however_they_share_it(count, rate, burst,
     for first, begin in enumerate(taken):
         for last in range(first, len(taken)):
             assert last - first + 1 <= burst + rate * (taken[last] - begin) + 1e-6
+
+
+@given(
+    st.integers(2, 4), st.integers(0, 10**6), st.sampled_from([0.3, 0.9, 1.1, 3.0]), st.sampled_from([256.0, 1280.0])
+)
+def test_of_a_large_bucket_each_worker_knows_all_but_a_128th_and_never_sees_more_than_there_is(
+    count, seed, demand, burst
+):
+    rate = 1000.0
+    rng = random.Random(seed)
+    buckets = [limits.bucket(rate, burst, 9) for limits in share(count)]
+    true = Bucket(rate, burst)
+    now = 0.0
+    for _ in range(6000):
+        now += rng.expovariate(rate * demand) if rng.random() > 0.001 else rng.uniform(0, 2)
+        # Some workers have more to do than others, so that some see many tokens gone at once.
+        bucket = buckets[min(int(rng.expovariate(1.0)), count - 1)]
+        wait, least = bucket.wait_s(now), true.wait_s(now)
+        assert least - 1e-6 <= wait <= least + burst / 128 / rate + 1e-6
+        if wait == 0:
+            bucket.take(now)
+            true.take(now)
 
 
 def test_a_token_that_another_worker_took_is_gone_at_once():

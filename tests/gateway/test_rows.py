@@ -77,6 +77,26 @@ def test_a_successor_has_a_row_of_its_own_while_its_predecessor_leaves(path):
     assert successor.load(place_of()) == 0
 
 
+def test_what_a_worker_releases_after_it_left_is_no_longer_its_row(path):
+    leaving, other = Rows(path), Rows(path)
+    limits, others = Limits(leaving.counts()), Limits(other.counts())
+    held, place = place_of(concurrency=3), place_of(concurrency=3)
+    assert limits.acquire(held)
+    assert limits.acquire(held)
+    leaving.close()
+    limits.release(held)
+    assert [others.acquire(place) for _ in range(4)] == [True, True, True, False]
+
+
+def test_the_load_of_a_worker_that_came_later_is_known_once_somebody_looks(path):
+    rows = Rows(path)
+    limits = Limits(rows.counts())
+    later = Limits(Rows(path).counts())
+    assert later.acquire(place_of())
+    rows.bury()
+    assert limits.load(place_of()) == 1
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_what_a_killed_worker_held_is_free_once_somebody_looks(path, number):
     with holder(path) as process:
