@@ -134,10 +134,10 @@ class Bench:
         return wanted if self.plan.narrow else None
 
 
-def interleaved(bench: Bench, measures: Mapping[str, Callable[[], Run]]) -> dict[str, list[Run]]:
+def interleaved(bench: Bench, measures: Mapping[str, Callable[[], Run]], rounds: int = 0) -> dict[str, list[Run]]:
     """Every one once a round, round after round, and at least two rounds if time is short."""
     runs: dict[str, list[Run]] = {name: [] for name in measures}
-    for number in range(bench.plan.rounds):
+    for number in range(rounds or bench.plan.rounds):
         if number >= _LEAST_ROUNDS and time.monotonic() > bench.until:
             break
         for name, measure in measures.items():
@@ -198,14 +198,15 @@ def _workers(bench: Bench) -> Outcome:
 
 
 def _sse(bench: Bench) -> Outcome:
-    # Windows of whole streams: as many begin in one as end.
-    stream_s = CHUNKS * CHUNK_GAP_US / 1e6
-    seconds = stream_s * max(1, round(bench.plan.seconds / stream_s))
+    # Windows of one stream: as many begin in one as end. What an event costs where a core sleeps between two of them
+    # differs from one second to the next, so there are more rounds in place of longer ones.
+    seconds = CHUNKS * CHUNK_GAP_US / 1e6
+    rounds = bench.plan.rounds * max(1, round(bench.plan.seconds / seconds))
 
     def events(proxy: Proxy) -> Callable[[], Run]:
         return lambda: bench.load.flood(proxy, STREAM, connections=STREAMS, seconds=seconds, unit=Unit.EVENTS)
 
-    runs = interleaved(bench, {n: events(p) for n, p in bench.proxies(bench.narrow(NGINX)).items()})
+    runs = interleaved(bench, {n: events(p) for n, p in bench.proxies(bench.narrow(NGINX)).items()}, rounds)
     figures = {
         name: {
             "cpu_us": [CHUNKS * run.cpu_us for run in rounds],
