@@ -63,7 +63,7 @@ def _over(data: bytes, at: int) -> tuple[int, int]:
 class Walk:
     """One body on its way."""
 
-    __slots__ = ("_between", "_held", "_left", "_trailing", "done", "rest")
+    __slots__ = ("_held", "_left", "_trailing", "done", "rest")
 
     def __init__(self) -> None:
         self._held = b""
@@ -72,8 +72,6 @@ class Walk:
         """Bytes of the chunk to come, with the line end after its data."""
         self._trailing = False
         """After the last chunk."""
-        self._between = True
-        """Whether what comes next begins a chunk."""
         self.done = False
         self.rest = b""
         """What came after the end."""
@@ -81,7 +79,7 @@ class Walk:
     def is_chunk(self, data: bytes) -> bool:
         """Whether this is one whole chunk, as an event of a stream usually comes: `feed` would give it as it is."""
         nbytes = len(data)
-        if not self._between or nbytes >= _MAX_WHOLE or not data.endswith(b"\r\n"):
+        if self._left or self._trailing or self._held or nbytes >= _MAX_WHOLE or not data.endswith(b"\r\n"):
             return False
         # Its size says how it must begin.
         return data.startswith(_WHOLE[nbytes]) or data.startswith(_WHOLE_UPPER[nbytes])  # noqa: PIE810
@@ -91,7 +89,6 @@ class Walk:
         if self._held:
             data = self._held + data
             self._held = b""
-        self._between = False
         if self._trailing:
             return self._trailers(data, 0)
         left = self._left
@@ -134,7 +131,6 @@ class Walk:
                     begin = stop + 1
                 at, left = stop + 1, size + 2
         self._left = left
-        self._between = not left and at == end
         if not out and at == end:
             return data
         out.append(data[begin:at])

@@ -143,7 +143,7 @@ class Counts:
         """More than what was written without a fence and not seen when others were last asked for: by them of this
         worker and by this worker of them."""
         self.fence = fence
-        self._meet(all_cells[_IN_USE])
+        self.meet()
 
     def _view(self, row: int, kind: int, columns: int = COLUMNS) -> memoryview:
         begin = _HEADER + row * _ROW + kind
@@ -158,10 +158,9 @@ class Counts:
 
     def meet(self) -> None:
         """Look for rows that have come into use."""
-        if self._cells[_IN_USE] != self._used:
-            self._meet(self._cells[_IN_USE])
-
-    def _meet(self, used: int) -> None:
+        used = self._cells[_IN_USE]
+        if used == self._used:
+            return
         self._used = used
         self.blur = 2 * used
         rows = [row for row in range(used) if row != self._row]
@@ -180,9 +179,7 @@ class Counts:
 
     def held_elsewhere(self, column: int) -> int:
         """What all other workers have in flight, now."""
-        used = self._cells[_IN_USE]
-        if used != self._used:
-            self._meet(used)
+        self.meet()
         return self.held_by_known(column)
 
     def held_by_known(self, column: int) -> int:
@@ -204,9 +201,7 @@ class Counts:
 
     def spent_elsewhere(self, column: int) -> int:
         """What all other workers have taken, now."""
-        used = self._cells[_IN_USE]
-        if used != self._used:
-            self._meet(used)
+        self.meet()
         count = 0
         for spent in self._their_spent:
             count += spent[column]

@@ -72,24 +72,23 @@ class Bucket:
         counts = self._counts
         if counts is not None:
             spent = counts.spent_elsewhere(self._column)
-            new = spent - self._seen
-            if new:
-                if self._seen >= 0 and 0 < new <= self._few:
-                    full_at = self._full_at
-                    self._full_at = (full_at if full_at > now else now) + new * self._step
-                    self._seen = spent
-                else:
-                    self._learn(counts, spent, now)
+            if spent != self._seen:
+                self._learn(counts, spent, now)
         full_at = self._full_at
         wait = (full_at if full_at > now else now) + self._step - now - self._depth
         return wait if wait > 0 else 0.0
 
     def _learn(self, counts: Counts, spent: int, now: float) -> None:
+        new = 0 if self._seen < 0 else spent - self._seen
+        self._seen = spent
+        full_at = self._full_at
+        if 0 < new <= self._few:
+            self._full_at = (full_at if full_at > now else now) + new * self._step
+            return
         # A slot may have been that of another limit a moment ago: no bucket is further from full than empty.
         known = min(counts.full_at_ns(self._column) / 1e9, now + self.burst / self.rate)
         # Tokens that were taken at the same time as one of ours are not in what the others knew.
-        self._full_at = max(known, self._full_at + (spent - (spent if self._seen < 0 else self._seen)) / self.rate)
-        self._seen = spent
+        self._full_at = max(known, full_at + new / self.rate)
 
     def take(self, now: float) -> None:
         """Take a token."""
